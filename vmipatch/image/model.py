@@ -1,0 +1,116 @@
+"""The parts of a kernel image: sections, segments and the map between addresses and file offsets.
+
+Imports nothing of the package but the errors.  Addresses are virtual unless a
+name says physical; offsets are bytes into :attr:`Image.data`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vmipatch.errors import AddressError
+
+# ELF gABI, chapter 4 "Sections" (sh_type, sh_flags) and chapter 5 "Program Header" (p_type, p_flags).
+SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOBITS, SHT_REL = 1, 2, 3, 4, 8, 9
+SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
+PT_LOAD, PT_NOTE = 1, 4
+PF_X, PF_W, PF_R = 1, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section header; ``offset`` and ``size`` are bytes.  A NOBITS section has no bytes in the file."""
+
+    name: str
+    address: int
+    offset: int
+    size: int
+    flags: int
+    type: int
+    link: int = 0
+    info: int = 0
+    align: int = 1
+    entry_size: int = 0
+    index: int = 0
+
+    @property
+    def end(self) -> int:
+        """The address just after the section."""
+        return self.address + self.size
+
+    @property
+    def alloc(self) -> bool:
+        """Part of the running kernel's memory."""
+        return bool(self.flags & SHF_ALLOC)
+
+    @property
+    def write(self) -> bool:
+        """Writable by its flags."""
+        return bool(self.flags & SHF_WRITE)
+
+    @property
+    def exec(self) -> bool:
+        """Holds instructions by its flags."""
+        return bool(self.flags & SHF_EXECINSTR)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that the section has in the file: 0 for NOBITS."""
+        return 0 if self.type == SHT_NOBITS else self.size
+
+    def __contains__(self, address: int) -> bool:
+        return self.address <= address < self.address + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One PT_LOAD header: ``file_size`` bytes at ``offset`` go to ``address`` (virtual), ``physical``."""
+
+    address: int
+    physical: int
+    offset: int
+    file_size: int
+    memory_size: int
+    flags: int
+
+    @property
+    def end(self) -> int:
+        """The virtual address just after the segment in memory."""
+        return self.address + self.memory_size
+
+    @property
+    def exec(self) -> bool:
+        """Executable by its flags."""
+        return bool(self.flags & PF_X)
+
+
+class AddressMap:
+    """Ranges of one address space laid over another: ``(start, other, length)`` each.
+
+    Used both ways (virtual to offset, offset to virtual, virtual to physical).
+    Where ranges overlap, the one that starts last answers.
+    """
+
+    __slots__ = ("_ranges", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int, int]]) -> None:
+        self._ranges = sorted(r for r in ranges if r[2] > 0)
+        self._starts = [r[0] for r in self._ranges]
+
+    def find(self, position: int, length: int = 1) -> int | None:
+        """Where ``length`` bytes from ``position`` lie on the other side, if one range holds them all."""
+        i = bisect_right(self._starts, position) - 1
+        if i < 0:
+            return None
+        start, other, size = self._ranges[i]
+        if position - start + length > size:
+            return None
+        return other + position - start
+
+
+def no_bytes(address: int, length: int, *, file: str) -> AddressError:
+    """The error for an address without bytes in the file."""
+    what = "no byte" if length == 1 else f"not all of {length} bytes"
+    return AddressError(f"{what} of the image at this address", file=file, address=address)
