@@ -159,9 +159,9 @@ class ElfWriter:
             flags = 4 | (2 if s.flags & 1 else 0) | (1 if s.flags & 4 else 0)
             physical = s.address - base if s.address >= base else s.address
             place = (s.offset, s.address, physical, 0 if s.type == _TYPE["nobits"] else s.size, s.size)
-            row = (1, *place, flags, 1) if self.bits == 32 else (1, flags, *place, 1)
+            header = (1, *place, flags, 1) if self.bits == 32 else (1, flags, *place, 1)
             at = header_size + i * segment_size
-            struct.pack_into("<8I" if self.bits == 32 else "<IIQQQQQQ", out, at, *row)
+            struct.pack_into("<8I" if self.bits == 32 else "<IIQQQQQQ", out, at, *header)
         machine = self.machine or (3 if self.bits == 32 else 62)
         ident = b"\x7fELF" + bytes([self.bits // 32, 1, 1]) + bytes(9)
         phoff = header_size if loads else 0
@@ -185,20 +185,20 @@ class ElfWriter:
         strings = bytearray(b"\0")
         table = b""
         for s in symbols:
-            name = 0
+            name_at = 0
             if s.name and s.type != _SYMBOL_TYPE["section"]:
-                name = len(strings)
+                name_at = len(strings)
                 strings += s.name.encode() + b"\0"
             where = index[s.section] if isinstance(s.section, str) else s.section
             info = s.bind << 4 | s.type
             table += (
-                struct.pack("<IIIBBH", name, s.value, s.size, info, 0, where)
+                struct.pack("<IIIBBH", name_at, s.value, s.size, info, 0, where)
                 if self.bits == 32
-                else struct.pack("<IBBHQQ", name, info, 0, where, s.value, s.size)
+                else struct.pack("<IBBHQQ", name_at, info, 0, where, s.value, s.size)
             )
-        for place, rows in self._relocations.items():
+        for name, rows in self._relocations.items():
             blob = b""
-            target = sections[index[place]]
+            target = sections[index[name]]
             for offset, kind, symbol, addend in rows:
                 if self.bits == 32:
                     blob += struct.pack("<II", offset, number[symbol] << 8 | kind)
@@ -211,7 +211,7 @@ class ElfWriter:
             prefix, kind, size = (
                 (".rel", _TYPE["rel"], 8) if self.bits == 32 else (".rela", _TYPE["rela"], 24)
             )
-            added = _Section(prefix + place, blob, 0, 0, kind, len(blob), 4, ".symtab", place, size)
+            added = _Section(prefix + name, blob, 0, 0, kind, len(blob), 4, ".symtab", name, size)
             index[added.name] = len(sections)
             sections.append(added)
         first_global = next((i for i, s in enumerate(symbols) if i and s.bind), len(symbols))
