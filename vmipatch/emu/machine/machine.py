@@ -1,0 +1,209 @@
+"""The machine: a processor on a board, its run loop, its ends and its snapshots.
+
+May import the rest of this package, ``vmipatch.errors`` and, when a machine is
+built, :mod:`vmipatch.emu.cpu`.  The loop runs the processor up to the next
+timer's instruction, so a device's interrupt comes at an exact instruction in
+every run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmipatch.emu.machine.board import Board, BoardOptions, check_options
+from vmipatch.emu.machine.bus import Bus
+from vmipatch.emu.machine.clock import NEVER, NS_PER_SECOND
+from vmipatch.emu.machine.snapshot import Snapshot
+from vmipatch.errors import EmulatorError
+
+if TYPE_CHECKING:
+    from vmipatch.emu.cpu import Cpu, Memory
+
+FAILURES = frozenset(("triple fault", "halt", "asleep"))
+ASLEEP_NS = 600 * NS_PER_SECOND
+SCREEN_STEP = 2_000_000  # instructions between two looks at the screen for the end text
+UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Why a run ended.
+
+    ``reason``: ``poweroff``, ``reset``, ``debug exit``, ``until``, ``limit``,
+    ``triple fault``, ``halt`` (interrupts off), ``asleep`` (interrupts on, but
+    nothing woke the processor for ten minutes of virtual time), ``stopped`` (by
+    the caller) or the name of an exit that a hook asked for.
+    """
+
+    reason: str
+    instructions: int
+    virtual_ns: int
+    exit_code: int | None = None
+
+
+class Machine:
+    """One machine.  ``hooks`` maps an exit reason to host code.
+
+    A hook is called with the machine after the processor left for that reason,
+    and returns whether the run goes on.  ``on_instruction`` hooks (tracing) are
+    called before every instruction and make the run slow.
+    """
+
+    def __init__(self, options: BoardOptions | None = None) -> None:
+        """Raises :class:`EmulatorError` for a board that cannot be built."""
+        from vmipatch.emu.cpu import Cpu, Exit, Memory
+
+        self.options = options or BoardOptions()
+        check_options(self.options)
+        self.bus = Bus()
+        self.memory: Memory = Memory(self.options.ram_bytes)
+        self.cpu: Cpu = Cpu(self.memory, self.bus)
+        self.exit = Exit
+        self._names = {value: name.lower() for name, value in vars(Exit).items() if name.isupper()}
+        self.exits: Counter[str] = Counter()
+        self.vmi_calls: Counter[str] = Counter()
+        self.hooks: dict[int, Callable[[Machine], bool]] = {}
+        self.on_instruction: Callable[[Machine], None] | None = None
+        self._reason: str | None = None
+        self._needle = b""
+        self._tails: dict[str, bytearray] = {}
+        self._base: Snapshot | None = None
+        self.board = Board(self.options, self.cpu, self.memory, self.bus, self.stop)
+        self.board.consoles.listeners.append(self._watch)
+        self.clock = self.board.clock
+        self.cpu.reset()
+
+    # --- running ------------------------------------------------------------------
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the run at the next instruction boundary; the first reason counts."""
+        if self._reason is None:
+            self._reason = reason
+        self.cpu.request_exit()
+
+    def run(self, limit: int | None = None, until: str | None = None) -> Outcome:
+        """Run to an end.
+
+        ``limit`` is a count of instructions since power-on; ``until`` a text on
+        the serial or debug console or on the screen.
+        """
+        cpu, clock, limit_reached = self.cpu, self.clock, self.exit.LIMIT
+        stop_at = UNLIMITED if limit is None else limit
+        self._needle = until.encode("utf-8") if until else b""
+        self._tails.clear()
+        self._reason = None
+        look = cpu.instructions + SCREEN_STEP if until and self.board.vga else UNLIMITED
+        while self._reason is None:
+            clock.run_due()
+            if self._reason is not None:
+                break
+            if cpu.instructions >= stop_at:
+                self._reason = "limit"
+                break
+            if cpu.instructions >= look:
+                look = cpu.instructions + SCREEN_STEP
+                if self._on_screen(until or ""):
+                    self._reason = "until"
+                    break
+            due = clock.next_deadline
+            target = min(stop_at, look, clock.instruction_at(due) if due < NEVER else UNLIMITED)
+            if self.on_instruction is not None:
+                self.on_instruction(self)
+                target = cpu.instructions + 1
+            clock.horizon = due
+            left = cpu.run(target)
+            clock.horizon = -1
+            if left != limit_reached:
+                self._left(left)
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """How the last run ended."""
+        return Outcome(self._reason or "stopped", self.cpu.instructions, self.clock.now, self.board.exit_code)
+
+    def _left(self, reason: int) -> None:
+        exit_ = self.exit
+        name = self._names.get(reason, str(reason))
+        self.exits[name] += 1
+        hook = self.hooks.get(reason)
+        if hook is not None:
+            if not hook(self) and self._reason is None:
+                self._reason = name
+        elif reason == exit_.HALT:
+            self._sleep()
+        elif reason == exit_.SHUTDOWN:
+            self._reason = self._reason or "triple fault"
+        elif reason != exit_.REQUESTED:
+            self._reason = self._reason or name
+
+    def _sleep(self) -> None:
+        """HLT: jump from timer to timer until an interrupt line rises."""
+        cpu, clock = self.cpu, self.clock
+        if not cpu.eflags & 0x200:
+            self._reason = self._reason or "halt"
+            return
+        begun = clock.now
+        while not cpu.interrupt_line and self._reason is None:
+            due = clock.next_deadline
+            if due >= NEVER or due - begun > ASLEEP_NS:
+                self._reason = "asleep"
+                return
+            clock.skip_to(due)
+            clock.run_due()
+        cpu.tsc_offset = clock.skipped // clock.ns_per_instruction
+
+    def _watch(self, console: str, byte: int) -> None:
+        needle = self._needle
+        if not needle:
+            return
+        tail = self._tails.setdefault(console, bytearray())
+        tail.append(byte)
+        if byte == needle[-1] and tail.endswith(needle):
+            self.stop("until")
+        if len(tail) > 4096 + len(needle):
+            del tail[:4096]
+
+    def _on_screen(self, text: str) -> bool:
+        vga = self.board.vga
+        return vga is not None and any(text in line for line in vga.text())
+
+    # --- snapshots ------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The whole machine as it is now (between two instructions)."""
+        snapshot = Snapshot(
+            memory=self.memory.read_backing(0, self.memory.used),
+            processor=self.cpu.save(),
+            board=self.board.save(),
+            instructions=self.cpu.instructions,
+            serial_length=len(self.board.consoles.serial),
+            debug_length=len(self.board.consoles.debug),
+        )
+        self.memory.clear_dirty()
+        self._base = snapshot
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back; only pages written since are copied if it is the latest base.
+
+        Raises :class:`EmulatorError` for a snapshot of a machine of another size.
+        """
+        if len(snapshot.memory) != self.memory.used:
+            raise EmulatorError("this snapshot is of a machine with other memory")
+        memory = self.memory
+        pages: Any = memory.dirty_pages()
+        if self._base is not snapshot:
+            pages = range(len(snapshot.memory) >> 12)
+        memory.restore_pages(snapshot.memory, pages)
+        memory.clear_dirty()
+        self._base = snapshot
+        self.board.restore(snapshot.board)
+        self.cpu.restore(snapshot.processor)
+        self.board._update_interrupt()
+        del self.board.consoles.serial[snapshot.serial_length :]
+        del self.board.consoles.debug[snapshot.debug_length :]
+        self._reason = None
+        self.board.exit_code = None
