@@ -1,0 +1,1 @@
+"""Tests on real kernels: from a Debian package name to a verdict."""

@@ -1,0 +1,109 @@
+"""A tiny initramfs made in code: a cpio archive whose /init prints one line, waits for a newline, powers off.
+
+For QEMU and for the project's own emulator. Imports the standard library only.
+The archive is in the "newc" format (kernel documentation, driver-api/early-userspace/buffer-format); system
+call numbers are those of the i386 and x86-64 Linux ABIs; the reboot constants those of reboot(2).
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from pathlib import Path
+
+REACHED = "vmipatch: init reached"
+
+_LOAD_AT = 0x08048000  # below 2 GiB, so that 32-bit immediates serve both programs
+_MAGIC1, _MAGIC2, _POWER_OFF = 0xFEE1DEAD, 672274793, 0x4321FEDC
+
+
+def build(bits: int = 32, line: str = REACHED) -> bytes:
+    """The archive, uncompressed; `bits` (32 or 64) chooses the machine code of /init."""
+    return b"".join(
+        (
+            _entry(1, "dev", stat.S_IFDIR | 0o755),
+            _entry(2, "dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+            _entry(3, "init", stat.S_IFREG | 0o755, init_program(bits, line)),
+            _entry(0, "TRAILER!!!", 0),
+        )
+    )
+
+
+def write(folder: Path, bits: int = 32, line: str = REACHED) -> Path:
+    """The archive as a file in `folder`."""
+    path = folder / f"initramfs-{bits}.cpio"
+    path.write_bytes(build(bits, line))
+    return path
+
+
+def init_program(bits: int, line: str = REACHED) -> bytes:
+    """A static ELF that prints `line` on its standard output, reads up to a newline, and powers off."""
+    header_size = 52 + 32 if bits == 32 else 64 + 56
+    entry = _LOAD_AT + header_size
+    message = line.encode() + b"\n"
+    make = _code32 if bits == 32 else _code64
+    code = make(entry + len(make(0, len(message))), len(message))
+    size = header_size + len(code) + len(message)
+    identity = b"\x7fELF" + bytes((1 if bits == 32 else 2, 1, 1)) + bytes(9)
+    read_execute = 5
+    if bits == 32:
+        # e_type EXEC, e_machine 386, one program header right behind the ELF header, no sections.
+        head = struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, entry, 52, 0, 0, 52, 32, 1, 40, 0, 0)
+        load = struct.pack("<8I", 1, 0, _LOAD_AT, _LOAD_AT, size, size, read_execute, 0x1000)
+    else:
+        head = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+        load = struct.pack("<IIQQQQQQ", 1, read_execute, 0, _LOAD_AT, _LOAD_AT, size, size, 0x1000)
+    return identity + head + load + code + message
+
+
+def _entry(inode: int, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
+    encoded = name.encode() + b"\0"
+    fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(encoded), 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
+    return _padded(head) + _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+def _code32(message: int, length: int) -> bytes:
+    int80 = b"\xcd\x80"
+    write_line = _mov32(eax=4, ebx=1, ecx=message, edx=length) + int80
+    read_byte = (
+        _mov32(eax=3, edx=1)
+        + b"\x31\xdb"  # xor ebx, ebx
+        + b"\x89\xe1"  # mov ecx, esp
+        + int80
+        + b"\x83\xf8\x01"  # cmp eax, 1
+        + b"\x75\x05"  # jne over the next two instructions
+        + b"\x80\x39\x0a"  # cmp byte ptr [ecx], '\n'
+    )
+    read_line = read_byte + b"\x75" + struct.pack("b", -len(read_byte) - 2)  # jne to read again
+    power_off = _mov32(eax=88, ebx=_MAGIC1, ecx=_MAGIC2, edx=_POWER_OFF) + b"\x31\xf6" + int80
+    pause = _mov32(eax=29) + int80
+    return write_line + read_line + power_off + pause + b"\xeb" + struct.pack("b", -len(pause) - 2)
+
+
+def _code64(message: int, length: int) -> bytes:
+    syscall = b"\x0f\x05"
+    write_line = _mov32(eax=1, edi=1, esi=message, edx=length) + syscall
+    read_byte = (
+        b"\x31\xc0"  # xor eax, eax
+        b"\x31\xff"  # xor edi, edi
+        b"\x48\x89\xe6"  # mov rsi, rsp
+        + _mov32(edx=1)
+        + syscall
+        + b"\x83\xf8\x01"  # cmp eax, 1
+        + b"\x75\x05"  # jne over the next two instructions
+        + b"\x80\x3e\x0a"  # cmp byte ptr [rsi], '\n'
+    )
+    read_line = read_byte + b"\x75" + struct.pack("b", -len(read_byte) - 2)  # jne to read again
+    power_off = _mov32(eax=169, edi=_MAGIC1, esi=_MAGIC2, edx=_POWER_OFF) + b"\x45\x31\xd2" + syscall
+    pause = _mov32(eax=34) + syscall
+    return write_line + read_line + power_off + pause + b"\xeb" + struct.pack("b", -len(pause) - 2)
+
+
+def _mov32(**registers: int) -> bytes:
+    numbers = {"eax": 0, "ecx": 1, "edx": 2, "ebx": 3, "esi": 6, "edi": 7}
+    return b"".join(bytes((0xB8 + numbers[r],)) + struct.pack("<I", value) for r, value in registers.items())
