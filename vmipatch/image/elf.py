@@ -62,8 +62,8 @@ def parse(data: bytes | mmap, path: str) -> Elf:
     header = _HEADER[bits]
     if len(data) < 16 + header.size:
         raise ImageError("cut short in the ELF header", file=path, offset=len(data))
-    (kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx) = (
-        header.unpack_from(data, 16)
+    (kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx) = header.unpack_from(
+        data, 16
     )
     if machine not in ((EM_386, EM_486) if bits == 32 else (EM_X86_64,)):
         raise ImageError(f"an ELF file for another machine (e_machine {machine})", file=path, offset=18)

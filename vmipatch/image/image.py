@@ -10,9 +10,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import cached_property
 from mmap import mmap
+from os import PathLike
 
-from vmipatch.errors import AddressError
+from vmipatch.errors import AddressError, ImageError
+from vmipatch.image import banner, exports, kallsyms, kaslr, pageoffset, symtab, systemmap
+from vmipatch.image.bzimage import Payload
+from vmipatch.image.kallsyms import Kallsyms
+from vmipatch.image.kaslr import Relocations
 from vmipatch.image.model import AddressMap, Section, Segment, no_bytes
+from vmipatch.image.module import Linked, Relocation
+from vmipatch.image.symbols import Loader, Symbols, Table
+
+# No kernel has its constants further on; a raw dump of a whole memory may go on for long.
+_MAX_SEARCHED = 1 << 30
 
 
 class Image:
@@ -22,8 +32,13 @@ class Image:
     ``container``   ``elf``, ``bzimage``, ``module`` or ``raw``;
     ``compression`` what the bytes were unpacked from (``xz``, ``gzip``, …), or
                     None where ``data`` is the file itself;
+    ``payload``     where a bzImage holds them, else None;
     ``bits``        32 or 64;
-    ``data``        the ELF file (unpacked) or the raw memory; offsets count here.
+    ``data``        the ELF file (unpacked; with what follows it in a bzImage's
+                    payload) or the raw memory; offsets count here;
+    ``elf_size``    the length of the ELF file in ``data``, 0 if it is none;
+    ``entry``       the ELF file's entry point, 0 if there is none;
+    ``undefined``   the symbols that a module wants from elsewhere.
     """
 
     def __init__(
@@ -37,15 +52,27 @@ class Image:
         sections: tuple[Section, ...] = (),
         segments: tuple[Segment, ...] = (),
         compression: str | None = None,
+        payload: Payload | None = None,
+        elf_size: int = 0,
+        entry: int = 0,
+        linked: Linked | None = None,
+        system_map: str | PathLike[str] | None = None,
     ) -> None:
         self.path = path
         self.container = container
         self.compression = compression
+        self.payload = payload
         self.bits = bits
         self.data = data
         self.sections = sections
         self.segments = segments
+        self.elf_size = elf_size
+        self.entry = entry
+        self.undefined = linked.undefined if linked else ()
         self._file = file
+        self._linked = linked
+        self._memory = linked.memory if linked else data
+        self._system_map = system_map
 
     def __repr__(self) -> str:
         return f"<Image {self.path} {self.container} {self.bits}-bit, {len(self.sections)} sections>"
@@ -133,11 +160,142 @@ class Image:
         return address
 
     def read(self, address: int, length: int) -> bytes:
-        """``length`` bytes from a virtual address; :class:`AddressError` unless the file has them all."""
+        """``length`` bytes from a virtual address; :class:`AddressError` unless the file has them all.
+
+        Of a module, with the relocations applied that stay within it.
+        """
         if length <= 0:
             return b""
         offset = self._locate(address, length)
-        return self.data[offset : offset + length]
+        return self._memory[offset : offset + length]
+
+    # What the image says of itself
+
+    @cached_property
+    def _windows(self) -> list[tuple[int, int]]:
+        """Ranges of offsets in which to look for the kernel's constant data, best first."""
+        rodata = self.section(".rodata")
+        first = [(rodata.offset, rodata.offset + rodata.file_size)] if rodata else []
+        return [*first, (0, min(len(self.data), _MAX_SEARCHED))]
+
+    @cached_property
+    def symbols(self) -> Symbols:
+        """Names of addresses, from everything that has them.
+
+        Using it raises :class:`ImageError` for a damaged symbol table or an unusable System.map.
+        """
+        loaders: dict[str, Loader] = {"symtab": self._symtab, "exports": self._exports}
+        if self._system_map is not None:
+            loaders["System.map"] = self._read_system_map
+        if self.container != "module":
+            loaders["kallsyms"] = self._kallsyms
+        return Symbols(loaders, self.section_at)
+
+    def _symtab(self) -> Table:
+        relocatable = self.container == "module"
+        rows = symtab.read(self.data, self.path, self.bits, self.sections)
+        return Table(symtab.placed(rows, self.sections, relocatable=relocatable))
+
+    def _kallsyms(self) -> Kallsyms | None:
+        return kallsyms.find(self.data, self.bits, self._windows)
+
+    def _exports(self) -> Table:
+        found = exports.read(self.sections, self.bits, lambda s: self.read(s.address, s.file_size))
+        return Table((address, 0, self._kind(address), name) for name, address in found.items())
+
+    def _kind(self, address: int) -> str:
+        section = self.section_at(address)
+        return symtab.kind(section).upper() if section else "A"
+
+    def _read_system_map(self) -> Table:
+        assert self._system_map is not None
+        table = Table(systemmap.read(self._system_map))
+        exported = self._exports().by_name
+        shared = [name for name in exported if name in table.by_name]
+        wrong = [name for name in shared if table.by_name[name] != exported[name]]
+        if len(wrong) * 2 > len(shared):
+            name = min(wrong, key=exported.__getitem__)
+            raise ImageError(
+                f"this System.map is of another kernel than {self.path}: {name} is at "
+                f"{table.by_name[name]:#x} in the one, at {exported[name]:#x} in the other",
+                file=self._system_map,
+            )
+        return table
+
+    @cached_property
+    def banner(self) -> str | None:
+        """The kernel's ``Linux version …`` line, None where there is none (as in a module)."""
+        return None if self.container == "module" else banner.find(self.data, self._windows)
+
+    @cached_property
+    def version(self) -> tuple[int, ...] | None:
+        """The upstream version of the kernel, or of that which a module is for; at least three numbers."""
+        text = self.banner
+        modinfo = self.section(".modinfo")
+        if text is None and modinfo is not None:
+            text = banner.vermagic(self.read(modinfo.address, modinfo.file_size))
+        return banner.version(text) if text else None
+
+    @cached_property
+    def text_map(self) -> int:
+        """What the virtual addresses of the kernel's own text and data are above the physical ones.
+
+        PAGE_OFFSET on i386, __START_KERNEL_map on x86-64; :class:`ImageError` for a module.
+        """
+        if self.container == "module":
+            raise ImageError("a module does not say where its kernel is", file=self.path)
+        found = pageoffset.text_map(self.bits, self.segments)
+        if found is not None:
+            return found
+        if self.bits == 64:
+            return pageoffset.START_KERNEL_MAP
+        starts = [s.address for s in self.segments] or [s.address for s in self.sections if s.alloc]
+        split = pageoffset.split_of(min(starts, default=0))
+        if not split:
+            raise ImageError("PAGE_OFFSET is not found: nothing is at a kernel address", file=self.path)
+        return split
+
+    @cached_property
+    def page_offset(self) -> int:
+        """PAGE_OFFSET: the virtual address of physical address 0 in the direct mapping of all memory.
+
+        On x86-64 as linked, before any randomisation.  :class:`ImageError` where nothing tells.
+        """
+        if self.bits == 32:
+            return self.text_map
+        address = self.symbols.lookup("page_offset_base") if self.container != "module" else None
+        if address is not None:
+            try:
+                value = int.from_bytes(self.read(address, 8), "little")
+            except AddressError:
+                value = 0
+            if pageoffset.is_direct_map(value):
+                return value
+        found = pageoffset.direct_map(self.data, self.sections)
+        if found is None and self.version is not None:
+            found = pageoffset.direct_map_of(self.version)
+        if found is None:
+            raise ImageError("PAGE_OFFSET is not found", file=self.path)
+        return found
+
+    # Relocations
+
+    @cached_property
+    def relocations(self) -> Relocations | None:
+        """What KASLR changes: the table behind the ELF file in a relocatable kernel's payload, if it is there."""
+        if not self.elf_size or self.elf_size >= len(self.data):
+            return None
+        return kaslr.parse(self.data[self.elf_size :], self.bits)
+
+    def relocation_at(self, address: int) -> tuple[str, int, int] | None:
+        """Of a module's field at a virtual address: symbol (or section) name, addend, relocation type."""
+        found = self._linked.relocations.get(address) if self._linked else None
+        return (found.symbol, found.addend, found.type) if found else None
+
+    def module_relocations(self) -> tuple[Relocation, ...]:
+        """All relocations of a module, by address."""
+        found = self._linked.relocations if self._linked else {}
+        return tuple(found[address] for address in sorted(found))
 
     def sha256(self) -> str:
         """The SHA-256 of the container file as it was given, in hexadecimal."""

@@ -11,27 +11,44 @@ from mmap import ACCESS_READ, mmap
 from os import PathLike, fspath
 
 from vmipatch.errors import ImageError
-from vmipatch.image import elf
+from vmipatch.image import bzimage, decompress, elf, kallsyms, module, raw, symtab
 from vmipatch.image.image import Image
 
+StrPath = str | PathLike[str]
+# CONFIG_PHYSICAL_ALIGN of the kernels whose bzImage holds no ELF file (Linux before 2.6.26): they
+# are linked at PAGE_OFFSET and a multiple of this.
+_OLD_ALIGN = 0x100000
 
-def open_image(path: str | PathLike[str]) -> Image:
-    """Open a kernel image.
 
-    Raises :class:`ImageError` when the file cannot be read or is none of these.
+def open_image(path: StrPath, *, base: int | None = None, system_map: StrPath | None = None) -> Image:
+    """Open a kernel image: an ELF file, a bzImage, a module, one of these compressed, or raw memory.
+
+    With ``base`` the file is raw memory from that virtual address on, whatever
+    it looks like.  ``system_map`` is a System.map of the same kernel, read when
+    symbols are first asked for.  Raises :class:`ImageError` when the file
+    cannot be read, is none of these, or is damaged, and :class:`UsageError`
+    when raw memory does not fit at its base.  The file is mapped, not copied:
+    it must not be cut short while the image is in use.
     """
     name = fspath(path)
     file = _map(name)
-    headers = elf.parse(file, name)
-    return Image(
-        path=name,
-        container="elf",
-        bits=headers.bits,
-        data=file,
-        file=file,
-        sections=headers.sections,
-        segments=headers.segments,
-    )
+    if base is not None:
+        bits, segment = raw.segment(base, len(file), file=name)
+        return Image(
+            path=name, container="raw", bits=bits, data=file, file=file, segments=(segment,),
+            system_map=system_map,
+        )  # fmt: skip
+    if file[:4] == elf.MAGIC:
+        return _elf(name, file, file, system_map)
+    if bzimage.is_bzimage(file):
+        return _bzimage(name, file, system_map)
+    format = decompress.sniff(file[:16])
+    if format is not None:
+        return _elf(name, file, decompress.unpack(file[:], format, file=name), system_map, format)
+    raise ImageError(
+        "not an ELF file, a bzImage or a compressed ELF file (raw memory needs its base address)",
+        file=name, offset=0,
+    )  # fmt: skip
 
 
 def _map(path: str) -> mmap:
@@ -48,6 +65,59 @@ def _map(path: str) -> mmap:
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(f"cannot read the file: {reason}", file=path) from error
+
+
+def _elf(
+    name: str,
+    file: mmap,
+    data: bytes | mmap,
+    system_map: StrPath | None,
+    compression: str | None = None,
+    payload: bzimage.Payload | None = None,
+) -> Image:
+    headers = elf.parse(data, name)
+    sections = headers.sections
+    container = "elf" if payload is None else "bzimage"
+    linked = None
+    if headers.type == elf.ET_REL and payload is None:
+        container = "module"
+        sections = module.place(headers, name)
+        symbols = symtab.read(data, name, headers.bits, sections)
+        linked = module.Linked(data, name, headers.bits, sections, symbols)
+    elif headers.type not in (elf.ET_EXEC, elf.ET_DYN):
         raise ImageError(
-            f"cannot read the file: {getattr(error, 'strerror', None) or error}", file=path
-        ) from error
+            f"an ELF file that is neither a kernel nor a module (e_type {headers.type})", file=name, offset=16
+        )
+    image = Image(
+        path=name, container=container, bits=headers.bits, data=data, file=file, sections=sections,
+        segments=headers.segments, compression=compression, payload=payload, elf_size=headers.end,
+        entry=headers.entry, linked=linked, system_map=system_map,
+    )  # fmt: skip
+    if payload is not None and headers.end < len(data) and image.relocations is None:
+        raise ImageError(
+            f"the {len(data) - headers.end} bytes behind the payload's ELF file are no relocation table",
+            file=name, offset=payload.offset,
+        )  # fmt: skip
+    return image
+
+
+def _bzimage(name: str, file: mmap, system_map: StrPath | None) -> Image:
+    payload, data = bzimage.unpack(file, name)
+    if data[:4] == elf.MAGIC:
+        return _elf(name, file, data, system_map, payload.compression, payload)
+    # An old kernel's payload is its bare memory, whose address its own symbols know.
+    for bits in (32, 64):
+        table = kallsyms.find(data, bits, [(0, len(data))])
+        if table is not None:
+            base = table.addresses[0] - table.addresses[0] % _OLD_ALIGN
+            _, segment = raw.segment(base, len(data), file=name)
+            return Image(
+                path=name, container="bzimage", bits=bits, data=data, file=file, segments=(segment,),
+                compression=payload.compression, payload=payload, system_map=system_map,
+            )  # fmt: skip
+    raise ImageError(
+        "the payload is no ELF file and has no symbols that tell its address (unpack it and give its base)",
+        file=name, offset=payload.offset,
+    )  # fmt: skip

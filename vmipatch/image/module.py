@@ -1,0 +1,166 @@
+"""A kernel module (ET_REL): addresses for its sections, and its relocations applied for reading.
+
+A module has no addresses before it is loaded.  Here its sections in memory get
+some, one behind the other in the order of the file, each aligned as it asks,
+from where the kernel's own module area is: 0xF8000000 (i386: VMALLOC_START of
+a kernel with 896 MiB of low memory) or 0xFFFFFFFFC0000000 (x86-64:
+MODULES_VADDR, Documentation/arch/x86/x86_64/mm.rst).  Relocations against the
+module's own symbols are applied to a copy, as apply_relocate of
+arch/x86/kernel/module.c does; fields that refer to the kernel or another
+module keep what the file has there.  Imports errors and its sisters.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from mmap import mmap
+
+from vmipatch.errors import ImageError
+from vmipatch.image.elf import Elf
+from vmipatch.image.model import SHT_REL, SHT_RELA, Section
+from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, SHN_UNDEF, STT_SECTION, RawSymbol
+
+BASE = {32: 0xF8000000, 64: 0xFFFFFFFFC0000000}
+# All of i386's module area below the fixed mappings; more than any x86-64 module.
+_ROOM = {32: 0x07000000, 64: 0x20000000}
+_MAX_ALIGN = 1 << 16
+_MAX_RELOCATIONS = 1 << 21
+
+# System V ABI, Intel386 and AMD64 supplements, "Relocation Types": number -> (bytes of the field, relative).
+_TYPES: dict[int, dict[int, tuple[int, bool]]] = {
+    32: {1: (4, False), 2: (4, True), 4: (4, True)},  # R_386_32, _PC32, _PLT32
+    64: {
+        1: (8, False), 2: (4, True), 4: (4, True),  # R_X86_64_64, _PC32, _PLT32
+        10: (4, False), 11: (4, False), 24: (8, True),  # R_X86_64_32, _32S, _PC64
+    },
+}  # fmt: skip
+_NONE = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """One field that the module loader fills in.
+
+    ``address`` of the field; ``symbol`` its name, for a section's own symbol the
+    section's; ``target`` the symbol's address, None if the module does not
+    have it; ``type`` the number of the ABI.
+    """
+
+    address: int
+    symbol: str
+    addend: int
+    type: int
+    target: int | None
+
+
+def place(elf: Elf, path: str) -> tuple[Section, ...]:
+    """The sections with addresses; raises :class:`ImageError` where they cannot all have one."""
+    at = BASE[elf.bits]
+    end = at + _ROOM[elf.bits]
+    found = []
+    for section in elf.sections:
+        if section.alloc:
+            align = section.align or 1
+            if align > _MAX_ALIGN or align & (align - 1):
+                raise ImageError(f"an alignment of {align} bytes", file=path, section=section.name)
+            at = -(-at // align) * align
+            section = replace(section, address=at)
+            at += section.size
+            if at > end:
+                raise ImageError(
+                    f"the sections need more than the {_ROOM[elf.bits]} bytes that modules can have",
+                    file=path, section=section.name,
+                )  # fmt: skip
+        found.append(section)
+    return tuple(found)
+
+
+class Linked:
+    """A module's relocations, and its bytes with those applied that can be.
+
+    ``memory`` is as long as the file; ``undefined`` names the symbols that
+    relocations want from elsewhere.
+    """
+
+    def __init__(
+        self,
+        data: bytes | mmap,
+        path: str,
+        bits: int,
+        sections: tuple[Section, ...],
+        symbols: list[RawSymbol],
+    ) -> None:
+        self._bits = bits
+        self._path = path
+        self._sections = {s.index: s for s in sections}
+        self._symbols = symbols
+        self.relocations: dict[int, Relocation] = {}
+        missing: set[str] = set()
+        memory = bytearray(data)
+        for table in sections:
+            target = self._sections.get(table.info)
+            if table.type not in (SHT_REL, SHT_RELA) or target is None or not target.alloc:
+                continue
+            for offset, relocation in self._table(data, table, target):
+                self.relocations[relocation.address] = relocation
+                if relocation.target is None:
+                    missing.add(relocation.symbol)
+                else:
+                    self._apply(memory, offset, relocation)
+        self.memory = bytes(memory)
+        self.undefined = tuple(sorted(missing))
+
+    def _table(self, data: bytes | mmap, table: Section, target: Section) -> Iterator[tuple[int, Relocation]]:
+        """The file offset of each field, and its relocation."""
+        bits = self._bits
+        with_addend = table.type == SHT_RELA
+        form = ("<II" if bits == 32 else "<QQ") + (("i" if bits == 32 else "q") if with_addend else "")
+        size = struct.calcsize(form)
+        if table.size % size or table.size // size + len(self.relocations) > _MAX_RELOCATIONS:
+            raise ImageError(
+                f"{table.size} bytes are no relocations of {size} bytes each, or too many",
+                file=self._path, section=table.name, offset=table.offset,
+            )  # fmt: skip
+        rows = struct.iter_unpack(form, data[table.offset : table.offset + table.size])
+        for i, row in enumerate(rows):
+            number, kind = (row[1] >> 8, row[1] & 255) if bits == 32 else (row[1] >> 32, row[1] & 0xFFFFFFFF)
+            if kind == _NONE:
+                continue
+            width, _ = _TYPES[bits].get(kind, (0, False))
+            if not width or number >= len(self._symbols) or row[0] + width > target.file_size:
+                raise ImageError(
+                    f"relocation {i} cannot be: type {kind}, symbol {number}, {target.name} + {row[0]:#x}",
+                    file=self._path, section=table.name, offset=table.offset + i * size,
+                )  # fmt: skip
+            offset = target.offset + row[0]
+            addend = row[2] if with_addend else _signed(data[offset : offset + width])
+            symbol = self._symbols[number]
+            yield (
+                offset,
+                Relocation(target.address + row[0], self._name(symbol), addend, kind, self._value(symbol)),
+            )
+
+    def _name(self, symbol: RawSymbol) -> str:
+        if symbol.type == STT_SECTION and not symbol.name:
+            section = self._sections.get(symbol.index)
+            return section.name if section else ""
+        return symbol.name
+
+    def _value(self, symbol: RawSymbol) -> int | None:
+        if symbol.index == SHN_ABS:
+            return symbol.value
+        section = self._sections.get(symbol.index) if SHN_UNDEF < symbol.index < SHN_LORESERVE else None
+        return section.address + symbol.value if section is not None and section.alloc else None
+
+    def _apply(self, memory: bytearray, offset: int, relocation: Relocation) -> None:
+        width, relative = _TYPES[self._bits][relocation.type]
+        value = (relocation.target or 0) + relocation.addend
+        if relative:
+            value -= relocation.address
+        memory[offset : offset + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+
+
+def _signed(field: bytes) -> int:
+    return int.from_bytes(field, "little", signed=True)

@@ -1,0 +1,137 @@
+"""Names of addresses, out of everything that an image and its System.map know.
+
+The symbol table, System.map, the image's own kallsyms and its exports are each
+read when first needed.  A distribution's i386 kernel has no symbol table, has
+only functions in kallsyms, and has its data (``pv_ops``, ``boot_cpu_data``)
+only in the exports: so the answer comes from whichever knows best.
+Imports image.kallsyms and image.model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Protocol
+
+from vmipatch.image.kallsyms import Kallsyms
+from vmipatch.image.model import Section
+
+
+class Source(Protocol):
+    """One origin of symbols; ``addresses`` are ascending."""
+
+    @property
+    def addresses(self) -> list[int]: ...
+    def floor(self, address: int) -> int: ...
+    def entry(self, index: int) -> str: ...
+    @property
+    def by_name(self) -> dict[str, int]: ...
+
+
+class Table:
+    """A source made of rows: virtual address, rank among aliases (least first), kind letter, name."""
+
+    def __init__(self, rows: Iterable[tuple[int, int, str, str]]) -> None:
+        self._rows = sorted(rows)
+        self.addresses = [row[0] for row in self._rows]
+
+    def floor(self, address: int) -> int:
+        """The number of the symbol that an address is in, or -1; of aliases that of the least rank."""
+        i = bisect_right(self.addresses, address) - 1
+        return i if i < 0 else bisect_left(self.addresses, self.addresses[i])
+
+    def entry(self, index: int) -> str:
+        """Kind letter and name of a symbol, as one string."""
+        row = self._rows[index]
+        return row[2] + row[3]
+
+    @cached_property
+    def by_name(self) -> dict[str, int]:
+        """Name to address; of symbols with one name the lowest of the least rank."""
+        return {row[3]: row[0] for row in sorted(self._rows, key=lambda r: (r[1], r[0]), reverse=True)}
+
+
+Loader = Callable[[], Source | None]
+# Who is asked first for the address of a name: exports before kallsyms, which must expand all its names.
+_BY_NAME = ("symtab", "System.map", "exports", "kallsyms")
+# Whose name an address gets where several have a symbol there.
+_BY_ADDRESS = ("symtab", "System.map", "kallsyms", "exports")
+
+
+class Symbols:
+    """What is where: by name, by address, or all of it."""
+
+    def __init__(self, loaders: dict[str, Loader], section_at: Callable[[int], Section | None]) -> None:
+        self._loaders = loaders
+        self._loaded: dict[str, Source | None] = {}
+        self._section_at = section_at
+        self._low = self._high = 0
+        self._names: dict[tuple[int, int], str] = {}
+
+    def _source(self, name: str) -> Source | None:
+        if name not in self._loaded:
+            loader = self._loaders.get(name)
+            self._loaded[name] = loader() if loader else None
+        return self._loaded[name]
+
+    @cached_property
+    def _found(self) -> list[Source]:
+        return [s for s in map(self._source, _BY_ADDRESS) if s is not None and s.addresses]
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Which of ``symtab``, ``System.map``, ``kallsyms`` and ``exports`` there are and have symbols."""
+        found = ((name, self._source(name)) for name in _BY_ADDRESS)
+        return tuple(name for name, source in found if source is not None and source.addresses)
+
+    def lookup(self, name: str) -> int | None:
+        """The virtual address of a symbol, or None; of several of one name a global one, else the lowest."""
+        for origin in _BY_NAME:
+            source = self._source(origin)
+            if source is not None:
+                address = source.by_name.get(name)
+                if address is not None:
+                    return address
+        return None
+
+    def at(self, address: int) -> tuple[str, int] | None:
+        """The symbol that a virtual address is in or after, and the distance from it in bytes.
+
+        The nearest symbol of any source that is not in another section; None where there is none.
+        Exports name only some of the data, so a large distance means little there.
+        """
+        best, start, index = -1, -1, 0
+        for i, source in enumerate(self._found):
+            number = source.floor(address)
+            if number >= 0:
+                begin = source.addresses[number]
+                if begin > start:
+                    best, start, index = i, begin, number
+        if best < 0:
+            return None
+        # Addresses are mostly asked in ascending order: the section is kept.
+        if not self._low <= address < self._high:
+            section = self._section_at(address)
+            if section is not None:
+                self._low, self._high = section.address, section.end
+            else:
+                self._low = self._high = 0
+        if start < self._low:
+            return None
+        name = self._names.get((best, index))
+        if name is None:
+            name = self._names[best, index] = self._found[best].entry(index)[1:]
+        return name, address - start
+
+    def all(self) -> Iterator[tuple[int, str, str]]:
+        """Every symbol: virtual address, kind letter of nm(1), name; by address, none twice."""
+        rows: dict[tuple[int, str], str] = {}
+        for source in self._found:
+            entries = (
+                source.entries if isinstance(source, Kallsyms) else map(source.entry, range(len(source.addresses)))
+            )
+            for address, entry in zip(source.addresses, entries, strict=True):
+                rows.setdefault((address, entry[1:]), entry[0])
+        for (address, name), letter in sorted(rows.items()):
+            yield address, letter, name

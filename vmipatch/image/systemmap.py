@@ -1,0 +1,34 @@
+"""System.map: one line a symbol, address, kind letter and name, as ``nm`` prints them.  Imports errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from os import PathLike
+
+from vmipatch.errors import ImageError
+
+_LINE = re.compile(rb"^([0-9a-fA-F]{8,16}) ([A-Za-z?]) ([^\s]{1,512})(?:\t\[[^\]\n]*\])?\r?$", re.MULTILINE)
+_MAX_SIZE = 1 << 26
+
+
+def read(path: str | PathLike[str]) -> list[tuple[int, int, str, str]]:
+    """Virtual address, rank, kind letter and name of every symbol in the file.
+
+    Raises :class:`ImageError` for a file that cannot be read or names nothing,
+    as the placeholder does that distributions install instead of the map.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > _MAX_SIZE:
+                raise ImageError(f"more than {_MAX_SIZE} bytes are no System.map", file=path)
+            text = file.read(_MAX_SIZE)
+    except OSError as error:
+        raise ImageError(f"cannot read the System.map: {error.strerror}", file=path) from error
+    found = [
+        (int(address, 16), 0 if letter.isupper() else 1, letter.decode(), name.decode("utf-8", "replace"))
+        for address, letter, name in _LINE.findall(text)
+    ]
+    if not found:
+        raise ImageError("no line of it is a symbol: not a System.map, or a placeholder for one", file=path)
+    return found
