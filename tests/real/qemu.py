@@ -1,0 +1,276 @@
+"""Boot a kernel in QEMU (TCG), wait for a line on its console, read its memory.
+
+The oracle of the patcher: what a running kernel has made of its own text. Uses the standard library and QEMU's
+QMP protocol; knows nothing of the package under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .initramfs import REACHED
+from .vmlinux import Vmlinux
+
+# Feature words of boot_cpu_data.x86_capability (NCAPINTS + NBUGINTS, arch/x86/include/asm/cpufeatures.h of the
+# named series, as Debian carries it); `feature_words` checks the number against the memory of every capture.
+WORDS_LIMIT = 40
+VENDORS = (b"GenuineIntel", b"AuthenticAMD", b"HygonGenuine")
+
+
+class BootFailure(Exception):
+    """The guest ended or fell silent before the awaited line; the message carries the end of its console."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What QEMU is asked to be."""
+
+    kernel: Path  # a bzImage, or an ELF with a PVH note
+    initrd: Path
+    bits: int
+    cpu: str
+    cpus: int = 1
+    append: str = ""
+    memory: int = 256  # MiB
+    boot_timeout: float = 240.0  # seconds; TCG on a busy machine is slow, a dead kernel ends QEMU by itself
+
+    def command(self, qmp: Path) -> list[str]:
+        program = "qemu-system-i386" if self.bits == 32 else "qemu-system-x86_64"
+        # panic=-1 and -no-reboot: a panic or a triple fault ends QEMU at once.
+        append = f"console=ttyS0 nokaslr panic=-1 {self.append}".strip()
+        return [
+            *(program, "-accel", "tcg", "-cpu", self.cpu, "-smp", str(self.cpus), "-m", str(self.memory)),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", append),
+            *("-display", "none", "-vga", "none", "-net", "none", "-no-reboot", "-serial", "stdio"),
+            *("-qmp", f"unix:{qmp},server=on,wait=off", "-monitor", "none"),
+        ]
+
+
+class Guest:
+    """A running QEMU. Made by `boot`."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.machine = machine
+        self._folder = folder
+        self._console = bytearray()
+        self._grown = threading.Condition()
+        qmp = folder / "qmp"
+        command = machine.command(qmp)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self._reader = threading.Thread(target=self._read_console, daemon=True)
+        self._reader.start()
+        self._monitor = _Monitor(qmp, self._process)
+
+    def _read_console(self) -> None:
+        assert self._process.stdout is not None
+        while chunk := self._process.stdout.read1(4096):
+            with self._grown:
+                self._console += chunk
+                self._grown.notify_all()
+        with self._grown:
+            self._grown.notify_all()
+
+    @property
+    def console(self) -> str:
+        with self._grown:
+            return self._console.decode("latin-1").replace("\r\n", "\n")
+
+    def wait_for(self, text: str, timeout: float | None = None) -> None:
+        """Return when `text` stands on the console. Raises BootFailure."""
+        deadline = time.monotonic() + (self.machine.boot_timeout if timeout is None else timeout)
+        wanted = text.encode()
+        with self._grown:
+            while wanted not in self._console:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._reader.is_alive():
+                    break
+                self._grown.wait(min(remaining, 1.0))
+            if wanted in self._console:
+                return
+        self._reader.join(0.5)
+        ended = "QEMU ended" if self._process.poll() is not None else "nothing more came"
+        tail = self.console[-1500:]
+        raise BootFailure(f"{text!r} did not come on the console, {ended}; the console's end:\n{tail}")
+
+    def send_line(self) -> None:
+        """Press Enter on the serial console."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    def ended(self, timeout: float) -> bool:
+        """Whether QEMU ends (the guest powered off) within `timeout` seconds."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Halt the virtual CPUs; memory stays readable."""
+        self._monitor.execute("stop")
+
+    def resume(self) -> None:
+        self._monitor.execute("cont")
+
+    def physical(self, address: int, length: int) -> bytes:
+        """Guest memory at a physical address, through the monitor's pmemsave."""
+        target = self._folder / "memory"
+        self._monitor.execute("pmemsave", val=address, size=length, filename=str(target))
+        data = target.read_bytes()
+        target.unlink()
+        return data
+
+    def settled(self, address: int, length: int, pause: float = 1.0, attempts: int = 20) -> bytes:
+        """Guest memory once two looks `pause` seconds apart agree; the guest is left stopped.
+
+        Raises BootFailure when it never does.
+        """
+        last = b""
+        for _ in range(attempts):
+            self.stop()
+            now = self.physical(address, length)
+            if now == last:
+                return now
+            last = now
+            self.resume()
+            time.sleep(pause)
+        raise BootFailure(f"memory at {address:#x} still changed after {attempts} looks")
+
+    def close(self) -> None:
+        self._monitor.close()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+class _Monitor:
+    """QEMU's machine protocol: one JSON object a line."""
+
+    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 30
+        self._socket = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    self._socket.close()
+                    raise BootFailure("QEMU did not open its monitor") from None
+                time.sleep(0.05)
+        self._socket.settimeout(60)
+        self._stream = self._socket.makefile("rwb")
+        self._stream.readline()  # the greeting
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, **arguments: object) -> object:
+        self._stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self._stream.flush()
+        while line := self._stream.readline():
+            answer = json.loads(line)
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise BootFailure(f"QEMU refused {command}: {answer['error'].get('desc')}")
+        raise BootFailure(f"QEMU ended during {command}")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def boot(machine: Machine) -> Iterator[Guest]:
+    """QEMU running `machine`; ended and cleaned up whatever happens. Raises BootFailure."""
+    folder = Path(tempfile.mkdtemp(prefix="vmipatch-qemu-"))
+    guest = None
+    try:
+        guest = Guest(machine, folder)
+        yield guest
+    finally:
+        if guest is not None:
+            guest.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def reaches(machine: Machine, text: str = REACHED) -> tuple[bool, str]:
+    """Whether the machine prints `text` before it ends or its time is over, and its console."""
+    with boot(machine) as guest:
+        try:
+            guest.wait_for(text)
+        except BootFailure as failure:
+            return False, str(failure)
+        return True, guest.console
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A settled kernel's text [_text, _etext) at virtual address `base`, its feature words, its console."""
+
+    text: bytes
+    base: int
+    features: tuple[int, ...]
+    console: str
+
+    def write_features(self, path: Path) -> Path:
+        """The words in the form that `vmipatch patch --features` reads."""
+        rows = [self.features[i : i + 8] for i in range(0, len(self.features), 8)]
+        path.write_text("".join(" ".join(f"{word:08x}" for word in row) + "\n" for row in rows))
+        return path
+
+
+def capture(machine: Machine, vmlinux: Vmlinux) -> Capture:
+    """Boot, wait for init, and take text and features once the text has settled. Raises BootFailure."""
+    section = vmlinux.text
+    with boot(machine) as guest:
+        guest.wait_for(REACHED)
+        text = guest.settled(vmlinux.physical(section.address), section.size)
+        where = vmlinux.physical(vmlinux.exports["boot_cpu_data"])
+        words = feature_words(guest.physical(where, 512))
+        guest.resume()
+        guest.send_line()
+        if not guest.ended(60):
+            raise BootFailure(f"the guest did not power off; the console's end:\n{guest.console[-1500:]}")
+        console = guest.console
+    return Capture(text, section.address, words, console)
+
+
+def feature_words(cpu_data: bytes) -> tuple[int, ...]:
+    """x86_capability out of struct cpuinfo_x86 (arch/x86/include/asm/processor.h).
+
+    The array ends where x86_vendor_id begins and starts behind extended_cpuid_level (0x8000xxxx, or 0 on a CPU
+    without that range) and cpuid_level (the highest basic leaf); its first word is CPUID leaf 1's EDX, which
+    has bit 0 (FPU) set on every machine here. Evidence in the bytes, so that no table of sizes is trusted.
+    """
+    end = min((at for vendor in VENDORS if (at := cpu_data.find(vendor)) >= 0), default=-1)
+    if end < 0:
+        raise BootFailure("no CPU vendor's name in boot_cpu_data")
+    words = [int.from_bytes(cpu_data[at : at + 4], "little") for at in range(end % 4, end, 4)]
+    for extended in (lambda w: w >> 16 == 0x8000, lambda w: w == 0):
+        starts = [
+            at + 2
+            for at in range(len(words) - 2)
+            if extended(words[at]) and 0 < words[at + 1] <= 0x40 and words[at + 2] & 1
+        ]
+        if starts:
+            return tuple(words[starts[0] :])
+    raise BootFailure("x86_capability was not found in boot_cpu_data")
