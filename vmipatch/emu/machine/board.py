@@ -98,9 +98,7 @@ class Board:
         self.rtc = Rtc(clock, self._line(8), options.ram_bytes, options.date)
         self.uart = Uart(self._line(4), lambda byte: self.consoles.put("serial", byte))
         self.system = SystemPorts(clock, self.pit, self._reset_line, processor.set_a20)
-        self.keyboard = KeyboardController(
-            self._line(1), self._reset_line, self.system.drive_a20, self.system.is_a20
-        )
+        self.keyboard = KeyboardController(self._line(1), self._reset_line, self.system.drive_a20, self.system.is_a20)
         self.debug = DebugPorts(lambda byte: self.consoles.put("debug", byte), self._debug_exit)
         self.dma = Dma()
         self.fw_cfg = FirmwareConfig(memory, options.ram_bytes)

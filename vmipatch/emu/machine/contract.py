@@ -16,9 +16,7 @@ class PhysicalMemory(Protocol):
     def allocate(self, length: int, /) -> int:
         """New backing of ``length`` bytes; returns its page-aligned backing offset."""
 
-    def map(
-        self, physical: int, length: int, backing: int, /, *, readable: bool = True, writable: bool = True
-    ) -> None:
+    def map(self, physical: int, length: int, backing: int, /, *, readable: bool = True, writable: bool = True) -> None:
         """Show backing bytes at a physical address; both multiples of 4096."""
 
     def unmap(self, physical: int, length: int, /) -> None:

@@ -67,6 +67,7 @@ class Machine:
         self.vmi_calls: Counter[str] = Counter()
         self.hooks: dict[int, Callable[[Machine], bool]] = {}
         self.on_instruction: Callable[[Machine], None] | None = None
+        self._deferred: list[Callable[[Machine], None]] = []
         self._reason: str | None = None
         self._needle = b""
         self._tails: dict[str, bytearray] = {}
@@ -84,8 +85,22 @@ class Machine:
             self._reason = reason
         self.cpu.request_exit()
 
+    def defer(self, action: Callable[[Machine], None]) -> None:
+        """Do something at the next instruction boundary: for devices in the middle of an instruction."""
+        self._deferred.append(action)
+        self.cpu.request_exit()
+
+    def sleep_until(self, at: int) -> None:
+        """Let virtual time pass up to ``at`` ns without executing anything; timers fire on the way."""
+        clock = self.clock
+        while clock.next_deadline <= at:
+            clock.skip_to(clock.next_deadline)
+            clock.run_due()
+        clock.skip_to(at)
+        self.cpu.tsc_offset = clock.skipped // clock.ns_per_instruction
+
     def run(self, limit: int | None = None, until: str | None = None) -> Outcome:
-        """Run to an end.
+        """Run to an end; deferred actions and timers come before the next instruction.
 
         ``limit`` is a count of instructions since power-on; ``until`` a text on
         the serial or debug console or on the screen.
@@ -98,6 +113,8 @@ class Machine:
         look = cpu.instructions + SCREEN_STEP if until and self.board.vga else UNLIMITED
         while self._reason is None:
             clock.run_due()
+            while self._deferred:
+                self._deferred.pop(0)(self)
             if self._reason is not None:
                 break
             if cpu.instructions >= stop_at:

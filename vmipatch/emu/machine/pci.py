@@ -28,9 +28,7 @@ class Function(Device):
         self.initial[8] = revision
         self.initial[9:12] = class_code.to_bytes(3, "little")
         self.initial[14] = 0x80 if multifunction else 0
-        self.writable[4:6] = (
-            b"\x47\x05"  # I/O, memory, master, parity, SERR#, fast back-to-back... of the command
-        )
+        self.writable[4:6] = b"\x47\x05"  # I/O, memory, master, parity, SERR#, fast back-to-back... of the command
         self.writable[0x0C] = self.writable[0x0D] = self.writable[0x3C] = 0xFF
         self.config = bytearray(self.initial)
 

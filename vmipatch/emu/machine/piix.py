@@ -65,9 +65,7 @@ class IsaBridge(Function):
         route = self.config[0x60 + number]
         if route & 0x80:
             return
-        shared = any(
-            self.pirq_lines >> other & 1 and self.config[0x60 + other] == route for other in range(4)
-        )
+        shared = any(self.pirq_lines >> other & 1 and self.config[0x60 + other] == route for other in range(4))
         self._irq(route & 15, shared)
 
     def _read_reset(self, port: int, size: int) -> int:

@@ -230,11 +230,7 @@ class Channel(Device):
         if self.latched_status is None:
             counting = self.elapsed(now) is not None and self.pending is None
             self.latched_status = (
-                self.output(now) << 7
-                | (not counting) << 6
-                | self.access << 4
-                | self.mode << 1
-                | int(self.bcd)
+                self.output(now) << 7 | (not counting) << 6 | self.access << 4 | self.mode << 1 | int(self.bcd)
             )
 
     def read(self, now: int) -> int:

@@ -23,9 +23,7 @@ class SystemPorts(Device):
 
     FIELDS: ClassVar[tuple[str, ...]] = ("speaker", "post_code", "port_a", "a20", "delay")
 
-    def __init__(
-        self, clock: Clock, pit: Pit, reset_line: Callable[[], None], set_a20: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, clock: Clock, pit: Pit, reset_line: Callable[[], None], set_a20: Callable[[bool], None]) -> None:
         self._clock = clock
         self._pit = pit
         self._reset_line = reset_line

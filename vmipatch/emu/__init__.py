@@ -1,0 +1,1 @@
+"""The built-in i386 emulator: processor, machine, firmware, hypervisor personalities."""

@@ -1,0 +1,1 @@
+"""The machine around the processor: bus, devices, time, run loop, snapshots."""
