@@ -21,9 +21,6 @@ from pathlib import Path
 from .initramfs import REACHED
 from .vmlinux import Vmlinux
 
-# Feature words of boot_cpu_data.x86_capability (NCAPINTS + NBUGINTS, arch/x86/include/asm/cpufeatures.h of the
-# named series, as Debian carries it); `feature_words` checks the number against the memory of every capture.
-WORDS_LIMIT = 40
 VENDORS = (b"GenuineIntel", b"AuthenticAMD", b"HygonGenuine")
 
 
@@ -260,17 +257,18 @@ def feature_words(cpu_data: bytes) -> tuple[int, ...]:
     The array ends where x86_vendor_id begins and starts behind extended_cpuid_level (0x8000xxxx, or 0 on a CPU
     without that range) and cpuid_level (the highest basic leaf); its first word is CPUID leaf 1's EDX, which
     has bit 0 (FPU) set on every machine here. Evidence in the bytes, so that no table of sizes is trusted.
+    On x86-64 the array is aligned and padded to 8 bytes: a word of zeros may stand before it (left out here)
+    and, where the number of words is odd, behind it (not told apart from a last word without a bit set).
     """
     end = min((at for vendor in VENDORS if (at := cpu_data.find(vendor)) >= 0), default=-1)
     if end < 0:
         raise BootFailure("no CPU vendor's name in boot_cpu_data")
     words = [int.from_bytes(cpu_data[at : at + 4], "little") for at in range(end % 4, end, 4)]
-    for extended in (lambda w: w >> 16 == 0x8000, lambda w: w == 0):
-        starts = [
-            at + 2
-            for at in range(len(words) - 2)
-            if extended(words[at]) and 0 < words[at + 1] <= 0x40 and words[at + 2] & 1
-        ]
-        if starts:
-            return tuple(words[starts[0] :])
+    for has_extended in (True, False):
+        for at in range(len(words) - 3):
+            extended, level, *following = words[at : at + 4]
+            start = at + 2 if following[0] else at + 3
+            right = extended >> 16 == 0x8000 if has_extended else extended == 0
+            if right and 0 < level <= 0x40 and words[start] & 1:
+                return tuple(words[start:])
     raise BootFailure("x86_capability was not found in boot_cpu_data")
