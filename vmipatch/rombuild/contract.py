@@ -25,6 +25,7 @@ _PARENT = {
 }
 _SEGMENTS = frozenset(["cs", "ds", "es", "fs", "gs", "ss"])
 _TRAPS = frozenset(["int", "vmcall", "vmmcall"])
+XEN_EMULATE = bytes.fromhex("0f0b78656e")  # before CPUID, asm/xen/interface.h
 RETURN = "the return address"
 
 
@@ -119,6 +120,9 @@ def _decode(code: bytes) -> _Decoded | None:
     import capstone
     from capstone import x86
 
+    if code.startswith(XEN_EMULATE):
+        # Not the UD2 that it begins with: Xen steps over it and emulates what follows (xen/arch/x86/traps.c).
+        return _Decoded(len(XEN_EMULATE), "nop", "xen emulate prefix", (), frozenset(), False)
     found = next(_detailed().disasm(code, 0, 1), None)
     if found is None:
         return None

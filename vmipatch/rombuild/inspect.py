@@ -239,6 +239,8 @@ def decode_one(data: bytes, offset: int) -> tuple[int, str, str] | None:
     """Size, mnemonic and operands of the 32-bit instruction at an offset, None if there is none."""
     from vmipatch.isa.decode import engine
 
+    if data[offset : offset + 5] == b"\x0f\x0bxen":
+        return 5, "(xen)", "emulate the next"  # begins like UD2, but Xen goes on behind it
     for _, size, mnemonic, operands in engine(32).disasm_lite(data[offset : offset + 15], offset, 1):
         return size, mnemonic, operands
     return None

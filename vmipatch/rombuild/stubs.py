@@ -146,6 +146,8 @@ class Writer:
 
         def value(match: re.Match[str]) -> str:
             name, plus = match[1], int(match[2] or 0)
+            if name == "number" and section in self.abi.calls:
+                return str(self.abi.calls[section].number)
             if name in self._values:
                 return f"{self._values[name] + plus:#x}"
             if name in self.hypervisor.macros and depth < 4:
