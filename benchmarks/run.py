@@ -1,0 +1,146 @@
+"""Measures what a user waits for, and prints it as one table beside a physical floor of the same run.
+
+    python benchmarks/run.py [--runs N] [--only WORD] [IMAGE ...]
+
+IMAGE is a kernel (bzImage or vmlinux); without one, the kernels that the real
+tests have fetched are used.  Each row is a whole process, started and reaped
+here: median wall time and peak memory of N runs, the bar of the design, and the
+ratio to the floor named in the row (a plain read of the same file by a fresh
+Python, or a bare typer program with as many commands).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Median wall seconds and peak memory (MiB) of a whole process."""
+
+    seconds: float
+    memory: float
+
+
+def measure(command: list[str], runs: int) -> Figure:
+    """Run a command ``runs`` times after one warm-up; its output is thrown away."""
+    walls, peaks = [], []
+    for turn in range(runs + 1):
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in (0, 1):
+            raise SystemExit(f"{' '.join(command)}: exit {process.returncode}\n{errors.decode()}")
+        if turn:
+            walls.append(wall)
+            peaks.append(usage.ru_maxrss / 1024)
+    return Figure(statistics.median(walls), max(peaks))
+
+
+def bare_typer(commands: int) -> str:
+    """A typer program that has as many commands and does nothing."""
+    body = "\n".join(
+        f"@app.command()\ndef c{i}(x: str, y: int = 1, z: bool = False) -> None: 'Do.'" for i in range(commands)
+    )
+    return f"import typer\napp = typer.Typer(rich_markup_mode=None)\n{body}\napp()\n"
+
+
+def row(name: str, figure: Figure, bar: str, floor: str, against: Figure) -> None:
+    """One line of the table."""
+    ratio = figure.seconds / against.seconds
+    print(
+        f"{name:<44} {figure.seconds * 1000:>8.0f} ms {figure.memory:>6.0f} MiB  {bar:<22} "
+        f"{ratio:>6.1f}x {floor} ({against.seconds * 1000:.0f} ms)",
+        flush=True,
+    )
+
+
+def unpacked(image: Path, folder: Path) -> Path:
+    """The ELF inside a bzImage, as a file; an ELF as it is."""
+    from vmipatch.image import open_image
+
+    opened = open_image(image)
+    if opened.compression is None:
+        return image
+    target = folder / (image.name + ".elf")
+    target.write_bytes(opened.data)
+    return target
+
+
+def fetched() -> list[Path]:
+    """Kernels in the cache of the real tests."""
+    cache = Path(os.environ.get("VMIPATCH_CACHE", Path.home() / ".cache" / "vmipatch"))
+    return sorted(p for p in cache.glob("**/boot/vmlinuz-*") if p.is_file())
+
+
+def benchmark_image(image: Path, runs: int, folder: Path) -> None:
+    """Scan and patch of one kernel."""
+    from vmipatch.image import open_image
+
+    elf = unpacked(image, folder)
+    bits = open_image(elf).bits
+    size = elf.stat().st_size
+    read = measure([PYTHON, "-c", f"open({str(elf)!r}, 'rb').read()"], runs)
+    bar = "≤ 500 ms, ≤ 150 MiB" if bits == 32 else "≤ 3000 ms, ≤ 500 MiB"
+    vmipatch = [PYTHON, "-m", "vmipatch"]
+    label = f"{elf.name[:24]} ({size / 1e6:.0f} MB)"
+    figure = measure([*vmipatch, "scan", str(elf), "--json"], runs)
+    row(f"scan {label}", figure, bar, "read", read)
+    cpu = "qemu32" if bits == 32 else "qemu64"
+    out = folder / "patched"
+    figure = measure([*vmipatch, "patch", str(elf), "--cpu", cpu, "-o", str(out)], runs)
+    row(f"patch {label}", figure, "≤ 700 ms" if bits == 32 else "", "read", read)
+
+
+def main() -> None:
+    """Parse arguments, run everything that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", default="", help="only rows whose group is named so: start, image, rom")
+    given = parser.parse_args()
+    print(f"{'whole process':<44} {'median':>11} {'peak':>10}  {'bar':<22} {'ratio':>7} to")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.only in ("", "start"):
+            from vmipatch.cli import app
+
+            count = len(app.registered_commands) + len(app.registered_groups)
+            script = folder / "bare.py"
+            script.write_text(bare_typer(count))
+            bare = measure([PYTHON, str(script), "--help"], given.runs)
+            row(
+                "vmipatch --help",
+                measure([PYTHON, "-m", "vmipatch", "--help"], given.runs),
+                "≤ 1.3x",
+                "bare typer",
+                bare,
+            )
+        if given.only in ("", "rom"):
+            bare = measure([PYTHON, "-c", "import typer"], given.runs)
+            command = [PYTHON, "-m", "vmipatch", "rom", "build", "native", "-o", str(folder / "native.rom")]
+            row("rom build native", measure(command, given.runs), "≤ 400 ms", "import typer", bare)
+        if given.only in ("", "image"):
+            images = given.images or fetched()
+            if not images:
+                print("no kernel: name one, or let the real tests fetch some")
+            for image in images:
+                benchmark_image(image, given.runs, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m vmipatch``."""
+
+from vmipatch.cli import main
+
+main()

@@ -1,0 +1,9 @@
+"""Annotation tables of every format: one module a family, all giving the same :class:`Site`.
+
+Imports image, isa, facts and errors.
+"""
+
+from vmipatch.annotate.scanner import FAMILIES, scan
+from vmipatch.annotate.site import Finding, Scan, Site, TableInfo
+
+__all__ = ["FAMILIES", "Finding", "Scan", "Site", "TableInfo", "scan"]

@@ -1,0 +1,44 @@
+"""``.smp_locks``: every LOCK prefix that a kernel on one CPU may drop (2.6.17 on)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vmipatch.annotate.site import Lock, Site
+from vmipatch.annotate.tables import Code, Entry, FamilyScan, Layout, Reason, Table, scan_family
+from vmipatch.image import Image
+
+FAMILY = "smp_locks"
+
+PREFIXES = frozenset((0xF0, 0x3E, 0x90))
+"""LOCK; what 2.6.32 and later put there on one CPU; what earlier kernels put there."""
+
+
+def scan(image: Image, layout: str | None = None) -> FamilyScan:
+    """Every LOCK prefix that the image's tables name; a zero entry is padding and names none."""
+    code = Code(image)
+    detail = Lock()
+    offset_of, data = image.offset_of, image.data
+
+    def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        (address,) = values
+        if not address:
+            return None
+        reason = code.executable(address, 1)
+        if reason is not None:
+            return reason
+        found = data[offset_of(address)]
+        if found not in PREFIXES:
+            return Reason("lock-no-prefix", f"names {address:#x}, which holds {found:02x} and not a LOCK prefix")
+        return None
+
+    def make(table: Table, layout: Layout, entry: Entry) -> Site | None:
+        (address,) = entry.values
+        if not address:
+            return None
+        return Site(FAMILY, address, 1, "lock", code.section, table.name, entry.address, detail)
+
+    tables, sites, findings = scan_family(image, FAMILY, check, make, layout)
+    full = {s.table for s in sites} | {f.section for f in findings}
+    tables = [t if t.section in full or not t.count else replace(t, sealed=True) for t in tables]
+    return tables, sites, findings

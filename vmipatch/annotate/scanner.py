@@ -1,0 +1,59 @@
+"""Runs every family over an image, and looks at their sites together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vmipatch.annotate.site import Finding, Scan, Site
+from vmipatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmipatch.image import Image
+
+FAMILIES: Mapping[str, str] = {
+    "vmi": "vmi",
+    "afterburn": "afterburn",
+    "parainstructions": "parainstructions",
+    "altinstructions": "alternatives",
+    "smp_locks": "locks",
+}
+"""Family name to the module of this package that reads it."""
+
+
+def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[str, str] | None = None) -> Scan:
+    """Every site of the given families (all by default).
+
+    ``layouts`` overrides what the evidence says, by family name.  Raises
+    :class:`UsageError` for a family or a layout that does not exist.
+    """
+    wanted = list(FAMILIES if families is None else families)
+    layouts = dict(layouts or {})
+    for name in (*wanted, *layouts):
+        if name not in FAMILIES:
+            raise UsageError(f"no family named {name!r}; there are: {', '.join(FAMILIES)}")
+    tables, sites, findings = [], [], []
+    for name in wanted:
+        module = import_module(f"vmipatch.annotate.{FAMILIES[name]}")
+        more = module.scan(image, layouts.get(name))
+        tables += more[0]
+        sites += more[1]
+        findings += more[2]
+    findings += overlaps(sites)
+    return Scan(tuple(tables), tuple(sites), tuple(findings))
+
+
+def overlaps(sites: list[Site]) -> list[Finding]:
+    """Sites that share some bytes but neither holds the other: no order of patching makes sense of both."""
+    found = []
+    open_sites: list[Site] = []
+    for site in sorted((s for s in sites if s.length > 1), key=lambda s: (s.address, -s.length)):
+        open_sites = [s for s in open_sites if s.address + s.length > site.address]
+        for other in open_sites:
+            if site.address + site.length > other.address + other.length and site.address != other.address:
+                text = f"overlaps the {other.family} site of {other.length} bytes at {other.address:#x}"
+                found.append(Finding("site-overlap", "error", text, site.table, site.address))
+                break
+        open_sites.append(site)
+    return found

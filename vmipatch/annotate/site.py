@@ -1,0 +1,129 @@
+"""What a scan gives: sites, tables and findings, the same for every family.  Imports nothing of the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Paravirt(NamedTuple):
+    """A call site of paravirt_ops.
+
+    ``type`` is the word index of the slot in the kernel's own numbering,
+    ``slot`` the virtual address of the function pointer that the site reads
+    (None where the site's bytes name none), ``clobbers`` the registers that the
+    kernel says the site may lose (bits: 1 EAX, 2 ECX, 4 EDX).
+    """
+
+    type: int
+    slot: int | None
+    clobbers: int
+
+
+class Alternative(NamedTuple):
+    """One entry of ``.altinstructions``.
+
+    ``replacement`` is the virtual address of ``replacement_length`` bytes;
+    ``feature`` a bit number of x86_capability; ``pad_length`` the trailing nops
+    inside the site where the layout counts them (4.1 to 5.12), else None.
+    """
+
+    replacement: int
+    replacement_length: int
+    feature: int
+    inverted: bool
+    direct_call: bool
+    pad_length: int | None
+
+
+class Lock(NamedTuple):
+    """A LOCK prefix."""
+
+
+class Vmi(NamedTuple):
+    """One entry of ``.vmi.annotation``.
+
+    ``version`` is ``v1``, ``v1b`` or ``v2``; ``call`` the number in that version's
+    ABI; ``translation`` the virtual address of ``translation_length`` bytes;
+    ``growth`` the translation's length less that of the unpadded native code;
+    ``call_offset`` where in the translation its ``E8`` stands (v1 says nothing: None).
+    """
+
+    version: str
+    call: int
+    translation: int
+    translation_length: int
+    growth: int
+    call_offset: int | None
+
+
+class Afterburn(NamedTuple):
+    """One sensitive instruction and its padding; ``device`` names the device table, or is empty."""
+
+    device: str
+
+
+Detail = Paravirt | Alternative | Lock | Vmi | Afterburn
+
+
+class Site(NamedTuple):
+    """The bytes in the kernel that one annotation names.
+
+    ``address`` and ``entry`` (the table entry's own place) are virtual;
+    ``length`` is in bytes, padding included; ``section`` holds the site, ``table``
+    the entry; ``op`` says what the site does, ``unknown`` where nothing tells.
+    """
+
+    family: str
+    address: int
+    length: int
+    op: str
+    section: str
+    table: str
+    entry: int
+    detail: Detail
+
+    @property
+    def end(self) -> int:
+        """The virtual address just after the site."""
+        return self.address + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table that was found: ``count`` entries of the layout named ``layout``, at virtual ``address``.
+
+    ``sealed`` tables were emptied by ``vmipatch patch --seal``: they name no site.
+    """
+
+    family: str
+    section: str
+    address: int
+    size: int
+    layout: str | None
+    count: int
+    sealed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong that a person should see; ``id`` is stable.  Addresses are virtual."""
+
+    id: str
+    severity: str
+    message: str
+    section: str
+    address: int | None = None
+
+    def __str__(self) -> str:
+        place = self.section + (f", address {self.address:#x}" if self.address is not None else "")
+        return f"{self.severity}: {place}: {self.message} [{self.id}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """All that a scan found; ``sites`` in table order (order is meaning: later entries win)."""
+
+    tables: tuple[TableInfo, ...]
+    sites: tuple[Site, ...]
+    findings: tuple[Finding, ...]

@@ -1,0 +1,58 @@
+"""The command line: one module per command, thin.  What is heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from vmipatch.cli.diff import diff
+from vmipatch.cli.patch import patch
+from vmipatch.cli.restore import restore
+from vmipatch.cli.scan import scan
+
+app = typer.Typer(
+    name="vmipatch",
+    help="Work on kernels that patch their own code: find every annotated paravirtual call site, rewrite it in "
+    "place, build VMI option ROMs.  (VMI is VMware's Virtual Machine Interface, 2005 to 2010.)",
+    epilog="Exit status: 0 clean, 1 findings, 2 wrong use or unusable input.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+for command in (scan, patch, diff, restore):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vmipatch import __version__
+
+        typer.echo(f"vmipatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line; every error of ours becomes one line on standard error and its exit status."""
+    from vmipatch.errors import VmipatchError
+
+    try:
+        app()
+    except VmipatchError as error:
+        sys.stdout.flush()
+        print(f"vmipatch: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is wrong, and nobody is left to tell.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

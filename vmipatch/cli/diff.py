@@ -1,0 +1,56 @@
+"""``vmipatch diff``: original, patched and expected bytes of every site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmipatch.cli.common import (
+    CpuName,
+    Cpus,
+    Features,
+    ImagePath,
+    Kernel,
+    SystemMap,
+    choose_target,
+    native,
+    open_and_scan,
+    parse,
+)
+
+
+def diff(
+    image: ImagePath,
+    patched: Annotated[Path, typer.Argument(metavar="PATCHED", help="The patched image.", show_default=False)],
+    cpu: CpuName = None,
+    features: Features = None,
+    cpus: Cpus = None,
+    kernel: Kernel = None,
+    system_map: SystemMap = None,
+    all_sites: Annotated[bool, typer.Option("--all", help="Sites that are as on disk, too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON (schema vmipatch.diff/1).")] = False,
+) -> None:
+    """Show what each site holds: original, patched, expected.
+
+    What is expected comes from the CPU and the number of CPUs that PATCHED's
+    journal names, unless --cpu or --features say otherwise.  Exit status 1 if a
+    site holds something else.
+    """
+    from vmipatch.image import open_image
+    from vmipatch.patch.compare import compare
+    from vmipatch.patch.journal import path_of, read
+    from vmipatch.patch.plan import plan
+    from vmipatch.patch.target import from_description
+    from vmipatch.report import diff as report
+
+    opened, found = open_and_scan(image, None, system_map, None, None)
+    if cpu is None and features is None and path_of(patched).exists():
+        wanted = from_description(read(patched).target, opened, found, patched)
+    else:
+        wanted = choose_target(native(cpu, features, cpus, opened, kernel), None, None, None, opened, found)
+    rows = compare(opened, open_image(patched), found, plan(opened, found, wanted, kernel=parse(kernel)))
+    wrong = (report.as_json if json else report.as_table)(opened, rows, everything=all_sites)
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""x86 bytes: decoding, assembling, nops and relative branches.  Imports errors and facts only."""

@@ -1,0 +1,134 @@
+"""The alternatives pass (``apply_alternatives``): replacements for the CPU's features, displacements, nops.
+
+Table order is meaning: a later entry sees, and may replace, what an earlier one wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmipatch.annotate import Site
+from vmipatch.annotate.site import Alternative
+from vmipatch.errors import PatchError
+from vmipatch.isa import branch, decode
+from vmipatch.isa.nops import NopTable
+from vmipatch.patch import relocate
+from vmipatch.patch.patch import Cause, Patch
+from vmipatch.patch.rules import Rules
+from vmipatch.patch.slots import direct_target
+from vmipatch.patch.target import Native
+from vmipatch.patch.text import Text
+
+NOP = 0x90
+
+
+def plan(text: Text, sites: Sequence[Site], rules: Rules, target: Native, nops: NopTable) -> Iterator[Patch]:
+    """What each entry writes; an entry that writes nothing gives no patch."""
+    how = rules.section("alternatives")
+    optimise = how["optimise"]
+    lengths = _nested_lengths(sites) if how.get("nested") else {}
+    for site in sites:
+        detail = site.detail
+        assert isinstance(detail, Alternative)
+        length = lengths.get(site.address, site.length)
+        old = text.read(site.address, length)
+        applies = target.cpu.has(detail.feature) != detail.inverted
+        if applies:
+            new = _replacement(text, site, length, detail, how, nops)
+            if optimise == "instructions":
+                new = join_nops(new, text.image.bits, nops)
+            reason = f"{site.op} holds: the replacement at {detail.replacement:#x}"
+        else:
+            new = _not_applied(old, detail, optimise, text.image.bits, nops)
+            reason = f"{site.op} does not hold: nops joined"
+        if new != old or applies:
+            text.write(site.address, new)
+            yield Patch(site.address, old, new, Cause("altinstructions", site.op, reason), site)
+
+
+def _nested_lengths(sites: Sequence[Site]) -> dict[int, int]:
+    """6.8 on: entries of one address are nested, and all count as long as the longest."""
+    longest: dict[int, int] = {}
+    for site in sites:
+        longest[site.address] = max(site.length, longest.get(site.address, 0))
+    return longest
+
+
+def _replacement(
+    text: Text, site: Site, length: int, detail: Alternative, how: dict[str, object], nops: NopTable
+) -> bytes:
+    size = detail.replacement_length
+    if size > length:
+        raise PatchError(
+            f"a replacement of {size} bytes is longer than its site of {length}",
+            file=text.image.path, section=site.section, address=site.address,
+        )  # fmt: skip
+    # The replacement itself may hold LOCK prefixes or sites that an earlier pass has patched.
+    body = text.read(detail.replacement, size)
+    if detail.direct_call:
+        body = direct_target(text, site, body, detail, how)
+        size = len(body)
+    displacement = how["displacement"]
+    if displacement == "all":
+        padded = body + bytes((NOP,)) * (length - size)
+        return relocate.apply(padded, site.address, detail.replacement, size, text.image.bits, nops)
+    if displacement != "none" and size == 5 and body[0] == branch.CALL:
+        body = _moved_call(body, detail.replacement, site.address, text.image.bits)
+    elif displacement == "call-jump" and size == 5 and body[0] == branch.JMP:
+        body = _moved_jump(body, detail.replacement, site.address, text.image.bits, nops)
+    rest = length - size
+    return body + (bytes((NOP,)) * rest if how["padding"] == "single" else nops.fill(rest))
+
+
+def _moved_call(body: bytes, source: int, address: int, bits: int) -> bytes:
+    target = branch.target_of(body, source, bits)
+    assert target is not None
+    return branch.near(branch.CALL, address, target, bits)
+
+
+def _moved_jump(body: bytes, source: int, address: int, bits: int, nops: NopTable) -> bytes:
+    """``recompute_jump``: two bytes where the kernel's own test says that they reach, else five.
+
+    The kernel's test for a jump backwards compares the distance with its own low
+    byte, which no negative distance equals: backward jumps always stay long.
+    """
+    target = branch.target_of(body, source, bits)
+    assert target is not None
+    distance = branch.signed32(target - address)
+    if distance >= 0 and distance - 2 <= 127:
+        return bytes((branch.JMP_SHORT, (distance - 2) & 0xFF)) + nops.fill(3)
+    return branch.near(branch.JMP, address, target, bits)
+
+
+def _not_applied(old: bytes, detail: Alternative, optimise: str, bits: int, nops: NopTable) -> bytes:
+    if optimise == "padding":
+        pad = detail.pad_length or 0
+        # 4.1 to 5.12 count the padding at the end but look for it at the beginning of the site.
+        if pad > 1 and all(byte == NOP for byte in old[:pad]):
+            return old[: len(old) - pad] + nops.fill(pad)
+        return old
+    if optimise == "runs":
+        return relocate.join_runs(old, bits, nops)
+    return join_nops(old, bits, nops) if optimise == "instructions" else old
+
+
+def join_nops(code: bytes, bits: int, nops: NopTable) -> bytes:
+    """``optimize_nops`` of 5.13 to 6.3: every run of two or more one-byte nops between instructions is joined."""
+    if b"\x90\x90" not in code:
+        return code
+    result = bytearray(code)
+    position = 0
+    while position < len(code):
+        run = position
+        while run < len(code) and code[run] == NOP:
+            run += 1
+        if run > position:
+            if run - position > 1:
+                result[position:run] = nops.fill(run - position)
+            position = run
+            continue
+        sizes = decode.lengths(code[position : position + 15], bits)
+        if not sizes:
+            break
+        position += sizes[0]
+    return bytes(result)

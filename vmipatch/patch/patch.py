@@ -1,0 +1,62 @@
+"""A patch and its cause: the one object that is written, validated and explained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vmipatch.annotate import Site
+
+
+class Cause(NamedTuple):
+    """Why bytes change: the pass (a family, or ``seal``), the op, and one line for a person."""
+
+    family: str
+    op: str
+    reason: str
+
+
+class Patch(NamedTuple):
+    """Bytes that the kernel's own patcher would write at a virtual address.
+
+    ``old`` is what stood there before this patch and after all earlier ones;
+    ``old`` and ``new`` are equally long and may be equal.  ``site`` is None for
+    bytes that no site names (a sealed table).
+    """
+
+    address: int
+    old: bytes
+    new: bytes
+    cause: Cause
+    site: Site | None
+
+    @property
+    def end(self) -> int:
+        """The virtual address just after the patch."""
+        return self.address + len(self.new)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Patches in the order in which the kernel makes them, and what a person should know about them.
+
+    ``rules`` names the era of the kernel's patcher (a file of ``specs/kernels/``),
+    ``nops`` its nop table.
+    """
+
+    patches: tuple[Patch, ...]
+    warnings: tuple[str, ...] = ()
+    rules: str = ""
+    nops: str = ""
+
+    def changes(self) -> dict[int, tuple[int, int, Patch]]:
+        """Every byte that ends up different: virtual address to (old, new, the last patch that wrote it)."""
+        first: dict[int, int] = {}
+        last: dict[int, tuple[int, Patch]] = {}
+        for patch in self.patches:
+            for i, (old, new) in enumerate(zip(patch.old, patch.new, strict=True)):
+                if old != new:
+                    address = patch.address + i
+                    first.setdefault(address, old)
+                    last[address] = new, patch
+        return {a: (first[a], new, patch) for a, (new, patch) in last.items() if first[a] != new}

@@ -1,0 +1,76 @@
+"""Moving a replacement with all its relative operands, as kernels do from 6.4 on (``apply_relocation``)."""
+
+from __future__ import annotations
+
+from vmipatch.isa.decode import detailed
+from vmipatch.isa.nops import NopTable
+
+_INT3 = 0xCC
+
+
+def join_runs(code: bytes, bits: int, nops: NopTable) -> bytes:
+    """The nops of a site that gets no replacement, runs of any length joined."""
+    return apply(code, 0, 0, len(code), bits, nops)
+
+
+def apply(buffer: bytes, address: int, source: int, size: int, bits: int, nops: NopTable) -> bytes:
+    """A replacement of ``size`` bytes from ``source``, padded to the site's length, as it stands at ``address``.
+
+    Operands whose target lies inside the replacement stay; a long jump becomes
+    short where it reaches; runs of nops are joined, from the branch on that jumps
+    over them.
+    """
+    result = bytearray(buffer)
+    shift = source - address
+    position = previous = target = 0
+    while position < len(buffer):
+        instruction = detailed(bytes(result[position : position + 15]), bits)
+        if instruction is None:
+            return bytes(result)
+        following = position + instruction.size
+        if instruction.nop:
+            following = _skip_nops(result, following, bits)
+            start = previous if target and following == target else position
+            result[start:following] = _fill(following - start, nops)
+            position = following
+            continue
+        if instruction.branch:
+            if instruction.opcode in (0xE8, 0xE9, 0xEB):
+                previous, target = position, following + instruction.immediate
+            if shift and not 0 <= following + instruction.immediate < size:
+                at, width = position + instruction.immediate_offset, instruction.immediate_size
+                moved = (instruction.immediate + shift) & ((1 << 8 * width) - 1)
+                result[at : at + width] = moved.to_bytes(width, "little")
+                if instruction.opcode == 0xE9:
+                    short = instruction.immediate + shift + 3
+                    if -128 <= short <= 127:
+                        tail = bytes((_INT3,)) * (instruction.size - 2)
+                        result[position:following] = bytes((0xEB, short & 0xFF)) + tail
+        else:
+            target = 0
+        if instruction.rip_offset and shift:
+            at = position + instruction.rip_offset
+            value = int.from_bytes(result[at : at + 4], "little", signed=True)
+            if not 0 <= following + value < size:
+                result[at : at + 4] = ((value + shift) & 0xFFFFFFFF).to_bytes(4, "little")
+        position = following
+    return bytes(result)
+
+
+def _skip_nops(code: bytearray, position: int, bits: int) -> int:
+    while position < len(code):
+        instruction = detailed(bytes(code[position : position + 15]), bits)
+        if instruction is None or not instruction.nop:
+            break
+        position += instruction.size
+    return position
+
+
+def _fill(length: int, nops: NopTable) -> bytes:
+    """``add_nop``: what one table entry cannot cover is jumped over."""
+    longest = len(nops.sequences)
+    if length <= longest:
+        return nops.fill(length)
+    if length < 127:
+        return bytes((0xEB, length - 2)) + bytes((_INT3,)) * (length - 2)
+    return bytes((0xE9,)) + (length - 5).to_bytes(4, "little") + bytes((_INT3,)) * (length - 5)

@@ -1,0 +1,1 @@
+"""Renderers: table and JSON.  They print what they are given and compute nothing."""

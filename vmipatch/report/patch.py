@@ -1,0 +1,69 @@
+"""What ``vmipatch patch`` prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from vmipatch.annotate import Scan
+from vmipatch.image import Image
+from vmipatch.patch import Plan
+from vmipatch.patch.journal import Change
+from vmipatch.report.scan import image_record
+
+
+def _counts(scan: Scan, changes: list[Change]) -> list[tuple[str, int, int, int]]:
+    """Family, its sites, runs of bytes changed, and bytes changed."""
+    sites = Counter(s.family for s in scan.sites)
+    runs = Counter(c.family for c in changes)
+    size: Counter[str] = Counter()
+    for change in changes:
+        size[change.family] += len(change.new) // 2
+    families = [*sites, *(f for f in runs if f not in sites)]
+    return [(f, sites[f], runs[f], size[f]) for f in families]
+
+
+def as_json(image: Image, scan: Scan, plan: Plan, changes: list[Change], output: Path | None) -> None:
+    """One JSON document on standard output."""
+    record = {
+        "schema": "vmipatch.patch/1",
+        "image": image_record(image),
+        "output": None if output is None else str(output),
+        "rules": plan.rules,
+        "nops": plan.nops,
+        "families": [
+            {"family": f, "sites": sites, "runs": runs, "bytes": size}
+            for f, sites, runs, size in _counts(scan, changes)
+        ],
+        "bytes_changed": sum(len(c.new) // 2 for c in changes),
+        "changes": [
+            {
+                "address": c.address,
+                "address_hex": f"{c.address:#x}",
+                "offset": c.offset,
+                "old": c.old,
+                "new": c.new,
+                "family": c.family,
+                "op": c.op,
+                "reason": c.reason,
+            }
+            for c in changes
+        ],
+        "warnings": list(plan.warnings),
+    }
+    sys.stdout.write(json.dumps(record) + "\n")
+
+
+def as_table(image: Image, scan: Scan, plan: Plan, changes: list[Change], output: Path | None) -> None:
+    """Counts for a person; warnings on standard error."""
+    rules = f", by the rules of {plan.rules} ({plan.nops} nops)" if plan.rules else ""
+    print(f"{image.path}: {image.banner or image.container}{rules}")
+    for family, sites, runs, size in _counts(scan, changes):
+        print(f"  {family:<16} {sites:>6} sites  {runs:>6} changes  {size:>6} bytes")
+    total = sum(len(c.new) // 2 for c in changes)
+    print(f"{total} bytes changed; {f'wrote {output} and its journal' if output else 'nothing written'}")
+    sys.stdout.flush()
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
