@@ -33,7 +33,7 @@ class Filter:
 
     ``addresses``: linear addresses of instructions (first, last) · ``after``:
     only from this count of instructions on · ``ports``: (first, last) · ``rom``:
-    linear range of a ROM, whose entries count as calls.
+    physical range of a ROM, whose entries count as calls.
     """
 
     kinds: frozenset[str] = frozenset(("ports", "interrupts", "calls"))
@@ -183,9 +183,10 @@ class Tracer:
         rom = self.filter.rom
         if rom is None:
             return
-        inside = rom[0] <= at <= rom[1]
+        physical = linear.translate(self.machine, at)
+        inside = physical is not None and rom[0] <= physical <= rom[1]
         if inside and not self._was_in_rom:
             stack = (self.machine.cpu.get("ss_base") + self.machine.cpu.get("esp")) & 0xFFFF_FFFF
             back = int.from_bytes(linear.read(self.machine, stack, 4), "little")
-            self._write("c", f"+{at - rom[0]:04x} return {back:08x}")
+            self._write("c", f"+{(physical or 0) - rom[0]:04x} return {back:08x}")
         self._was_in_rom = inside

@@ -24,9 +24,7 @@ class PlainMemory:
         self.store += bytes(-(-length // 4096) * 4096)
         return start
 
-    def map(
-        self, physical: int, length: int, backing: int, *, readable: bool = True, writable: bool = True
-    ) -> None:
+    def map(self, physical: int, length: int, backing: int, *, readable: bool = True, writable: bool = True) -> None:
         for offset in range(0, length, 4096):
             self.pages[(physical + offset) >> 12] = (backing + offset, writable)
 

@@ -61,14 +61,10 @@ def enabled(pair: Pair) -> Pair:
 
 def test_state_after_reset(pair: Pair) -> None:
     """SDM, "Local APIC State After Power-Up Reset"."""
-    assert [pair.read(register) for register in (ID, TPR, LDR, ICR, ICR_HIGH, INITIAL, CURRENT, DIVIDE)] == [
-        0
-    ] * 8
+    assert [pair.read(register) for register in (ID, TPR, LDR, ICR, ICR_HIGH, INITIAL, CURRENT, DIVIDE)] == [0] * 8
     assert pair.read(DFR) == 0xFFFFFFFF
     assert pair.read(SVR) == 0xFF
-    assert [pair.read(register) for register in (LVT_TIMER, 0x340, LVT_LINT0, 0x360, LVT_ERROR)] == [
-        0x10000
-    ] * 5
+    assert [pair.read(register) for register in (LVT_TIMER, 0x340, LVT_LINT0, 0x360, LVT_ERROR)] == [0x10000] * 5
     assert pair.read(VERSION) & 0xFF == 0x11
 
 
@@ -199,9 +195,7 @@ def test_timer_periodic_and_stop(enabled: Pair, time: Time) -> None:
     assert not enabled.local.pending()
 
 
-@pytest.mark.parametrize(
-    ("code", "divisor"), [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)]
-)
+@pytest.mark.parametrize(("code", "divisor"), [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)])
 def test_divide_configuration(enabled: Pair, time: Time, code: int, divisor: int) -> None:
     enabled.write(DIVIDE, code)
     enabled.write(INITIAL, 1000)

@@ -182,12 +182,7 @@ def option_rom(vendor: int, device: int) -> bytes:
     rom[0:3] = b"\x55\xaa\x04"
     rom[0x18:0x1A] = (0x1C).to_bytes(2, "little")
     rom[0x1C:0x34] = (
-        b"PCIR"
-        + vendor.to_bytes(2, "little")
-        + device.to_bytes(2, "little")
-        + bytes(5)
-        + b"\x00\x00\x02"
-        + bytes(8)
+        b"PCIR" + vendor.to_bytes(2, "little") + device.to_bytes(2, "little") + bytes(5) + b"\x00\x00\x02" + bytes(8)
     )
     return bytes(rom)
 
@@ -261,10 +256,7 @@ def test_fw_cfg_items(bus: Bus, memory: PlainMemory) -> None:
 
 def test_fw_cfg_dma(bus: Bus, memory: PlainMemory) -> None:
     configured(bus, memory)
-    assert (
-        bus.port_read(0x514, 4).to_bytes(4, "little") + bus.port_read(0x518, 4).to_bytes(4, "little")
-        == b"QEMU CFG"
-    )
+    assert bus.port_read(0x514, 4).to_bytes(4, "little") + bus.port_read(0x518, 4).to_bytes(4, "little") == b"QEMU CFG"
     request = (0x210000 | 8 | 2).to_bytes(4, "big") + (3).to_bytes(4, "big") + (0x2000).to_bytes(8, "big")
     memory.write(0x1000, request)
     bus.port_write(0x514, 4, 0)

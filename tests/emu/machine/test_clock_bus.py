@@ -96,9 +96,7 @@ def test_holes_read_as_ones_and_swallow_writes() -> None:
 def test_wide_accesses_to_a_byte_device_are_split() -> None:
     bus = Bus()
     written: list[tuple[int, int, int]] = []
-    bus.claim_ports(
-        0x10, 0x12, lambda port, size: port, lambda port, size, value: written.append((port, size, value))
-    )
+    bus.claim_ports(0x10, 0x12, lambda port, size: port, lambda port, size, value: written.append((port, size, value)))
     assert bus.port_read(0x10, 4) == 0xFF121110
     bus.port_write(0x10, 4, 0x44332211)
     assert written == [(0x10, 1, 0x11), (0x11, 1, 0x22), (0x12, 1, 0x33)]

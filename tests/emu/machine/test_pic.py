@@ -52,6 +52,19 @@ def test_low_bits_of_icw2_are_the_level() -> None:
     assert pic.acknowledge() == 0x28 + 3
 
 
+def test_nothing_before_initialisation_is_complete() -> None:
+    pic = PicPair()
+    pic.set_line(1, True)
+    assert not pic.output
+    for port, value in ((0x20, 0x11), (0x21, 8), (0x21, 4)):
+        pic.port_write(port, 1, value)
+        pic.set_line(3, False)
+        pic.set_line(3, True)
+        assert not pic.output
+    pic.port_write(0x21, 1, 1)
+    assert pic.acknowledge() == 0x0B
+
+
 def test_fully_nested_priority() -> None:
     pic = initialised()
     pic.set_line(5, True)
@@ -266,6 +279,6 @@ def test_any_sequence_keeps_registers_in_range(steps: list[tuple[int | str, int]
         assert pic.output == output
         # An unmasked request with nothing in service always reaches the processor.
         master = pic.master
-        if master.irr & ~master.imr and not master.isr:
+        if master.ready and master.irr & ~master.imr and not master.isr:
             assert output
         assert not master.irr & 4 or pic.slave.output

@@ -210,9 +210,7 @@ def test_channel_0_interrupts_at_its_rate(mode: int) -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(["w40", "w41", "w42", "w43", "r40", "r42", "gate", "time"]), st.integers(0, 255)
-        ),
+        st.tuples(st.sampled_from(["w40", "w41", "w42", "w43", "r40", "r42", "gate", "time"]), st.integers(0, 255)),
         max_size=60,
     )
 )

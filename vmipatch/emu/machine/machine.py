@@ -54,10 +54,10 @@ class Machine:
 
     def __init__(self, options: BoardOptions | None = None) -> None:
         """Raises :class:`EmulatorError` for a board that cannot be built."""
-        from vmipatch.emu.cpu import Cpu, Exit, Memory
-
         self.options = options or BoardOptions()
         check_options(self.options)
+        from vmipatch.emu.cpu import Cpu, Exit, Memory
+
         self.bus = Bus()
         self.memory: Memory = Memory(self.options.ram_bytes)
         self.cpu: Cpu = Cpu(self.memory, self.bus)

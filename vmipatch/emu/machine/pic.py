@@ -21,7 +21,7 @@ class Chip(Device):
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "lines", "irr", "isr", "imr", "base", "first", "step", "needs_icw4", "single", "auto_eoi",
-        "rotate_on_auto_eoi", "special_mask", "special_nested", "read_isr", "poll", "level_mask", "output",
+        "rotate_on_auto_eoi", "special_mask", "special_nested", "read_isr", "poll", "level_mask", "output", "ready",
     )  # fmt: skip
 
     def __init__(self, master: bool) -> None:
@@ -42,6 +42,7 @@ class Chip(Device):
         self.read_isr = self.poll = False
         self.level_mask = 0
         self.output = False
+        self.ready = False  # no interrupt before the initialisation words are complete
 
     def set_line(self, number: int, level: bool) -> None:
         """Drive input ``number``.
@@ -63,7 +64,7 @@ class Chip(Device):
     def pending(self) -> int | None:
         """The input that an acknowledge cycle would answer, or None."""
         requests = self.irr & ~self.imr
-        if not requests:
+        if not requests or not self.ready:
             return None
         in_service = self.isr
         if self.special_mask:
@@ -118,6 +119,7 @@ class Chip(Device):
         self.single = bool(value & 2)
         self.auto_eoi = self.rotate_on_auto_eoi = self.special_nested = False
         self.step = 2
+        self.ready = False
 
     def _ocw2(self, value: int) -> None:
         operation, level = value >> 5, value & 7
@@ -163,14 +165,20 @@ class Chip(Device):
             self.imr = value
         elif self.step == 2:
             self.base = value & 0xF8
-            self.step = 3 if not self.single else (4 if self.needs_icw4 else 0)
+            self._after(3 if not self.single else 4)
         elif self.step == 3:
-            self.step = 4 if self.needs_icw4 else 0
+            self._after(4)
         else:
             self.special_nested = bool(value & 0x10)
             self.auto_eoi = bool(value & 0x02)
-            self.step = 0
+            self._after(5)
         self._update()
+
+    def _after(self, step: int) -> None:
+        """The next initialisation word, or the end of them."""
+        done = step > 4 or (step == 4 and not self.needs_icw4)
+        self.step = 0 if done else step
+        self.ready = done
 
     def read_command(self) -> int:
         """A read with A0 = 0: the poll word if asked for, else IRR or ISR."""
