@@ -164,7 +164,7 @@ def test_a_base_where_no_guest_finds_it_is_refused(tmp_path: Path, base: int) ->
     found = scan(image)
     path = rom_file(tmp_path, "native", "vmi-13.0")
     assert path.stat().st_size > 0x800
-    with pytest.raises(RomError, match="base|outside"):
+    with pytest.raises(RomError, match=r"base|outside"):
         rom_at(image, found, path, base)
 
 

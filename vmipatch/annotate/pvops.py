@@ -105,16 +105,21 @@ def resolve(image: Image) -> Resolver:
             return Resolver(image, dict(enumerate(types)), {})
         evidence = _Evidence(image)
         variants = _variants(own, image.bits)
-        fitting = [v for v in variants if evidence.proves(v)]
+        fitting = _fitting(evidence, variants)
         if fitting:
             return _agreed(image, evidence, fitting)
         if not evidence.found:
             return _agreed(image, evidence, variants)
     else:
         evidence = _Evidence(image)
-    others = [name for name in _layouts() if name != own]
-    fitting = [v for name in others for v in _variants(name, image.bits) if evidence.proves(v)]
-    return _agreed(image, evidence, fitting)
+    others = [v for name in _layouts() if name != own for v in _variants(name, image.bits)]
+    return _agreed(image, evidence, _fitting(evidence, others))
+
+
+def _fitting(evidence: _Evidence, variants: list[_Variant]) -> list[_Variant]:
+    """The variants that the image's functions prove, less those that leave unsaid what another one explains."""
+    proved = [(variant, found) for variant in variants if (found := evidence.proof(variant))]
+    return [variant for variant, found in proved if not any(found < more for _, more in proved)]
 
 
 def _agreed(image: Image, evidence: _Evidence, variants: list[_Variant]) -> Resolver:
@@ -182,28 +187,33 @@ class _Evidence:
             self._fields[function] = fields
         return self._fields[function]
 
-    def proves(self, variant: _Variant) -> bool:
-        """Whether no slot holds a function of another, and enough of them their own."""
-        matches = others = 0
+    def proof(self, variant: _Variant) -> frozenset[int]:
+        """Addresses of the slots that hold a native function of their own.
+
+        Empty if a slot holds a function of another, or too few hold their own.
+        """
+        matches: set[int] = set()
+        others = 0
         for word in variant:
             base = self.base(word.object)
             if base is None:
                 continue
-            function = self.pointer(base + word.place * self._size)
+            slot = base + word.place * self._size
+            function = self.pointer(slot)
             if not function:
                 continue
             fields = self._means(function)
             if fields is None:
-                return False
+                return frozenset()
             if word.field in fields:
-                matches += 1
+                matches.add(slot)
             elif _NEUTRAL in fields:
                 continue
             elif fields:
-                return False
+                return frozenset()
             else:
                 others += 1
-        return matches >= max(LEAST_MATCHES, others)
+        return frozenset(matches) if len(matches) >= max(LEAST_MATCHES, others) else frozenset()
 
 
 _NEUTRAL = ""

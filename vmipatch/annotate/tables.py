@@ -27,10 +27,10 @@ MOST_FINDINGS = 50
 
 
 class Entry(NamedTuple):
-    """One raw entry: its virtual address, its index, and its fields in the order of :attr:`Layout.fields`."""
+    """One raw entry: its virtual address, its number, and its fields in the order of :attr:`Layout.fields`."""
 
     address: int
-    index: int
+    number: int
     values: tuple[int, ...]
 
 
@@ -229,7 +229,7 @@ def scan_family(
                 continue
             bad += 1
             if bad <= MOST_FINDINGS:
-                message = f"entry {entry.index}: {reason.message}"
+                message = f"entry {entry.number}: {reason.message}"
                 findings.append(Finding(reason.id, "error", message, table.name, entry.address))
         if bad > MOST_FINDINGS:
             message = f"{bad - MOST_FINDINGS} more entries make no sense"

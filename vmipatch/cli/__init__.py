@@ -9,6 +9,7 @@ import typer
 from vmipatch.cli.diff import diff
 from vmipatch.cli.patch import patch
 from vmipatch.cli.restore import restore
+from vmipatch.cli.rom import app as rom
 from vmipatch.cli.scan import scan
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (scan, patch, diff, restore):
     app.command()(command)
+app.add_typer(rom, name="rom")
 
 
 def _version(wanted: bool) -> None:

@@ -41,7 +41,7 @@ def diff(
     from vmipatch.image import open_image
     from vmipatch.patch.compare import compare
     from vmipatch.patch.journal import path_of, read
-    from vmipatch.patch.plan import plan
+    from vmipatch.patch.planner import plan
     from vmipatch.patch.target import from_description
     from vmipatch.report import diff as report
 

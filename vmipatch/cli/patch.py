@@ -50,8 +50,8 @@ def patch(
     """
     from vmipatch.errors import UsageError
     from vmipatch.patch import apply
-    from vmipatch.patch.apply import changes_of
-    from vmipatch.patch.plan import plan, sealed
+    from vmipatch.patch.planner import plan, sealed
+    from vmipatch.patch.writer import changes_of
     from vmipatch.report import patch as report
 
     if in_place and output is not None:

@@ -3,9 +3,22 @@
 Imports annotate, image, isa, facts and errors; a ROM's answers come in as data.
 """
 
-from vmipatch.patch.apply import apply, restore
+from vmipatch.patch.cpu import Cpu, from_features, from_spec
 from vmipatch.patch.patch import Cause, Patch, Plan
-from vmipatch.patch.plan import plan
+from vmipatch.patch.planner import plan
 from vmipatch.patch.target import Native, OnRom
+from vmipatch.patch.writer import apply, restore
 
-__all__ = ["Cause", "Native", "OnRom", "Patch", "Plan", "apply", "plan", "restore"]
+__all__ = [
+    "Cause",
+    "Cpu",
+    "Native",
+    "OnRom",
+    "Patch",
+    "Plan",
+    "apply",
+    "from_features",
+    "from_spec",
+    "plan",
+    "restore",
+]

@@ -10,7 +10,7 @@ from vmipatch.patch.patch import Patch, Plan
 
 
 class Row(NamedTuple):
-    """One site's bytes in the original, in the patched image, and as planned; ``patch`` is the last of the plan here."""
+    """One site: its bytes in the original, in the patched image and as planned; ``patch`` is the last of the plan."""
 
     site: Site
     original: bytes

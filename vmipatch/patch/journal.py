@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def keep(data: bytes) -> str:
 
 def stage(journal: Journal, patched: Path) -> Staged:
     """The journal of a patched file, written and not yet in its place beside it."""
-    text = json.dumps({"schema": SCHEMA, **asdict(journal)}, indent=1)
+    record = {name: getattr(journal, name) for name in Journal.__slots__}
+    record["changes"] = [{name: getattr(change, name) for name in Change.__slots__} for change in journal.changes]
+    text = json.dumps({"schema": SCHEMA, **record})
     return Staged(path_of(patched), lambda fd: write_all(fd, text.encode()))
 
 

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def changes_of(image: Image, plan: Plan) -> list[Change]:
 
 
 def apply(
-    image: Image, plan: Plan, output: Path, *, target: Mapping[str, Any] | None = None, sealed: bool = False
+    image: Image,
+    plan: Plan,
+    output: str | PathLike[str],
+    *,
+    target: Mapping[str, Any] | None = None,
+    sealed: bool = False,
 ) -> Journal:
     """Write the patched image to ``output`` and its journal beside it.
 
@@ -53,6 +59,7 @@ def apply(
     """
     if image.container == "module":
         raise PatchError("a module is patched by the kernel that loads it, after its relocations", file=image.path)
+    output = Path(output)
     changes = changes_of(image, plan)
     source = Path(image.path)
     same_file = image.compression is None
@@ -128,13 +135,14 @@ def rewrite(memory: mmap.mmap, changes: list[Change], file: Path) -> None:
             raise PatchError("read back what was not written", file=file, offset=change.offset)
 
 
-def restore(patched: Path, output: Path | None = None) -> Path:
+def restore(patched: str | PathLike[str], output: str | PathLike[str] | None = None) -> Path:
     """Give back what went in, byte for byte, from the journal beside ``patched``.
 
     Without ``output`` the patched file itself is replaced, and its journal
     removed.  Raises :class:`PatchError` if the file is not the one that the
     journal describes, or its bytes are not those that were written.
     """
+    patched = Path(patched)
     record = journal.read(patched)
     try:
         current = patched.read_bytes()
@@ -153,7 +161,7 @@ def restore(patched: Path, output: Path | None = None) -> Path:
         original = bytes(memory)
     if sha256(original).hexdigest() != record.original:
         raise PatchError("the journal does not give the original back: its sum differs", file=patched)
-    goal = output or patched
+    goal = patched if output is None else Path(output)
     with Staged(goal, lambda fd: write_all(fd, original), like=os.stat(patched)) as staged:
         staged.commit()
     if output is None:
