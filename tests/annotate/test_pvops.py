@@ -20,14 +20,16 @@ from vmipatch.image import Image, open_image
 
 TEXT = {32: 0xC1000000, 64: 0xFFFFFFFF81000000}
 NOP = "_paravirt_nop"
+MIDDLE = "not where a function begins"
 Objects = dict[str, list[str | None]]
 
 
 def kernel(path: Path, release: str | None, objects: Objects, bits: int = 32, symbols: bool = True) -> Image:
     """A kernel whose paravirt objects lie apart and hold the functions named (None: an empty slot)."""
     text, word = TEXT[bits], bits // 8
-    functions = sorted({f for slots in objects.values() for f in slots if f is not None})
+    functions = sorted({f for slots in objects.values() for f in slots if f is not None} - {MIDDLE})
     code = {name: text + 16 * i for i, name in enumerate(functions)}
+    code[MIDDLE] = text + 3
     elf = ElfWriter(bits=bits)
     elf.section(".text", b"\xc3" * 16 * (len(functions) + 1), address=text, flags="ax")
     banner = f"Linux version {release} (builder@example)\n\0".encode() if release else b"\0"
@@ -39,8 +41,8 @@ def kernel(path: Path, release: str | None, objects: Objects, bits: int = 32, sy
         data += b"\xa5" * 0x40  # what follows an object is no function
     elf.section(".data", data, address=text + 0x200000, flags="aw")
     if symbols:
-        for name, address in code.items():
-            elf.symbol(name, address, ".text", size=16)
+        for name in functions:
+            elf.symbol(name, code[name], ".text", size=16)
         for name, address in places.items():
             elf.symbol(name, address, ".data", type="object")
     file = path / "vmlinux"
@@ -252,6 +254,22 @@ def test_a_slot_out_of_place_proves_the_layout_wrong(tmp_path: Path) -> None:
     assert [resolver.name_of_slot(base + 4 * i) for i in range(14)] == [None] * 14
     assert [resolver.name_of_type(i) for i in range(14)] == [None] * 14
     assert resolver.slots() == []
+
+
+def test_one_function_of_another_slot_is_enough_to_disbelieve(tmp_path: Path) -> None:
+    held = list(OF_6_1["pv_ops"])
+    held[2], held[3] = held[3], held[2]
+    resolver = pvops.resolve(kernel(tmp_path, "6.1.0", {"pv_ops": held}))
+    assert resolver.slots() == []
+    assert resolver.name_of_type(0) is None
+
+
+def test_a_pointer_to_no_function_is_enough_to_disbelieve(tmp_path: Path) -> None:
+    held = list(OF_6_1["pv_ops"])
+    held[6] = MIDDLE
+    resolver = pvops.resolve(kernel(tmp_path, "6.1.0", {"pv_ops": held}))
+    assert resolver.slots() == []
+    assert resolver.name_of_type(0) is None
 
 
 def test_another_release_s_layout_counts_if_the_functions_prove_it(tmp_path: Path) -> None:
