@@ -29,7 +29,8 @@ def kernel(path: Path, release: str | None, objects: Objects, bits: int = 32, sy
     text, word = TEXT[bits], bits // 8
     functions = sorted({f for slots in objects.values() for f in slots if f is not None} - {MIDDLE})
     code = {name: text + 16 * i for i, name in enumerate(functions)}
-    code[MIDDLE] = text + 3
+    if NOP in code:
+        code[MIDDLE] = code[NOP] + 3
     elf = ElfWriter(bits=bits)
     elf.section(".text", b"\xc3" * 16 * (len(functions) + 1), address=text, flags="ax")
     banner = f"Linux version {release} (builder@example)\n\0".encode() if release else b"\0"
