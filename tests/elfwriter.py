@@ -93,9 +93,7 @@ class ElfWriter:
         bits = sum(_FLAG[f] for f in flags)
         number = _TYPE[type] if isinstance(type, str) else type
         length = len(data) if size is None else size
-        self._sections.append(
-            _Section(name, bytes(data), address, bits, number, length, align, link, info, entry_size)
-        )
+        self._sections.append(_Section(name, bytes(data), address, bits, number, length, align, link, info, entry_size))
         return self
 
     def symbol(
@@ -174,12 +172,12 @@ class ElfWriter:
 
     def _add_symbols(self, sections: list[_Section], index: dict[str, int]) -> None:
         symbols = [_Symbol("", 0, 0, 0, 0, 0)]
-        targets = {target for rows in self._relocations.values() for _, _, target, _ in rows}
+        targets = {name for rows in self._relocations.values() for _, _, name, _ in rows}
         named = {s.name for s in self._symbols}
-        for target in sorted(targets - named):
-            if target not in index:
-                raise ValueError(f"a relocation against {target!r}, which is neither symbol nor section")
-            symbols.append(_Symbol(target, 0, target, 0, _SYMBOL_TYPE["section"], 0))
+        for missing in sorted(targets - named):
+            if missing not in index:
+                raise ValueError(f"a relocation against {missing!r}, which is neither symbol nor section")
+            symbols.append(_Symbol(missing, 0, missing, 0, _SYMBOL_TYPE["section"], 0))
         symbols += sorted(self._symbols, key=lambda s: s.bind != 0)
         number = {s.name: i for i, s in reversed(list(enumerate(symbols)))}
         strings = bytearray(b"\0")
@@ -208,18 +206,14 @@ class ElfWriter:
                         target.data = bytes(data)
                 else:
                     blob += struct.pack("<QQq", offset, number[symbol] << 32 | kind, addend)
-            prefix, kind, size = (
-                (".rel", _TYPE["rel"], 8) if self.bits == 32 else (".rela", _TYPE["rela"], 24)
-            )
+            prefix, kind, size = (".rel", _TYPE["rel"], 8) if self.bits == 32 else (".rela", _TYPE["rela"], 24)
             added = _Section(prefix + name, blob, 0, 0, kind, len(blob), 4, ".symtab", name, size)
             index[added.name] = len(sections)
             sections.append(added)
         first_global = next((i for i, s in enumerate(symbols) if i and s.bind), len(symbols))
         size = 16 if self.bits == 32 else 24
         index[".symtab"] = len(sections)
-        sections.append(
-            _Section(".symtab", table, 0, 0, _TYPE["symtab"], len(table), 4, ".strtab", first_global, size)
-        )
+        sections.append(_Section(".symtab", table, 0, 0, _TYPE["symtab"], len(table), 4, ".strtab", first_global, size))
         index[".strtab"] = len(sections)
         sections.append(_Section(".strtab", bytes(strings), 0, 0, _TYPE["strtab"], len(strings), 1))
 

@@ -71,7 +71,7 @@ class Image:
         self.undefined = linked.undefined if linked else ()
         self._file = file
         self._linked = linked
-        self._memory = linked.memory if linked else data
+        self._memory: bytes | bytearray | mmap = linked.memory if linked else data
         self._system_map = system_map
 
     def __repr__(self) -> str:
@@ -167,7 +167,7 @@ class Image:
         if length <= 0:
             return b""
         offset = self._locate(address, length)
-        return self._memory[offset : offset + length]
+        return bytes(self._memory[offset : offset + length])
 
     # What the image says of itself
 
@@ -261,9 +261,10 @@ class Image:
 
         On x86-64 as linked, before any randomisation.  :class:`ImageError` where nothing tells.
         """
+        text_map = self.text_map
         if self.bits == 32:
-            return self.text_map
-        address = self.symbols.lookup("page_offset_base") if self.container != "module" else None
+            return text_map
+        address = self.symbols.lookup("page_offset_base")
         if address is not None:
             try:
                 value = int.from_bytes(self.read(address, 8), "little")
@@ -289,13 +290,12 @@ class Image:
 
     def relocation_at(self, address: int) -> tuple[str, int, int] | None:
         """Of a module's field at a virtual address: symbol (or section) name, addend, relocation type."""
-        found = self._linked.relocations.get(address) if self._linked else None
+        found = self._linked.relocation(address) if self._linked else None
         return (found.symbol, found.addend, found.type) if found else None
 
     def module_relocations(self) -> tuple[Relocation, ...]:
-        """All relocations of a module, by address."""
-        found = self._linked.relocations if self._linked else {}
-        return tuple(found[address] for address in sorted(found))
+        """All relocations of a module, by the address of the field."""
+        return tuple(self._linked.relocations()) if self._linked else ()
 
     def sha256(self) -> str:
         """The SHA-256 of the container file as it was given, in hexadecimal."""

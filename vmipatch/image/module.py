@@ -26,7 +26,7 @@ BASE = {32: 0xF8000000, 64: 0xFFFFFFFFC0000000}
 # All of i386's module area below the fixed mappings; more than any x86-64 module.
 _ROOM = {32: 0x07000000, 64: 0x20000000}
 _MAX_ALIGN = 1 << 16
-_MAX_RELOCATIONS = 1 << 21
+_MAX_RELOCATIONS = 1 << 20
 
 # System V ABI, Intel386 and AMD64 supplements, "Relocation Types": number -> (bytes of the field, relative).
 _TYPES: dict[int, dict[int, tuple[int, bool]]] = {
@@ -85,62 +85,74 @@ class Linked:
     """
 
     def __init__(
-        self,
-        data: bytes | mmap,
-        path: str,
-        bits: int,
-        sections: tuple[Section, ...],
-        symbols: list[RawSymbol],
+        self, data: bytes | mmap, path: str, bits: int, sections: tuple[Section, ...], symbols: list[RawSymbol]
     ) -> None:
         self._bits = bits
         self._path = path
         self._sections = {s.index: s for s in sections}
         self._symbols = symbols
-        self.relocations: dict[int, Relocation] = {}
-        missing: set[str] = set()
-        memory = bytearray(data)
+        self._values = [self._value(symbol) for symbol in symbols]
+        # Address of the field: number of the symbol, addend, type.
+        self._rows: dict[int, tuple[int, int, int]] = {}
+        self.memory = bytearray(data)
+        missing: set[int] = set()
         for table in sections:
             target = self._sections.get(table.info)
-            if table.type not in (SHT_REL, SHT_RELA) or target is None or not target.alloc:
-                continue
-            for offset, relocation in self._table(data, table, target):
-                self.relocations[relocation.address] = relocation
-                if relocation.target is None:
-                    missing.add(relocation.symbol)
-                else:
-                    self._apply(memory, offset, relocation)
-        self.memory = bytes(memory)
-        self.undefined = tuple(sorted(missing))
+            if table.type in (SHT_REL, SHT_RELA) and target is not None and target.alloc:
+                missing |= self._link(data, table, target)
+        self.undefined = tuple(sorted({self._name(symbols[number]) for number in missing}))
 
-    def _table(self, data: bytes | mmap, table: Section, target: Section) -> Iterator[tuple[int, Relocation]]:
-        """The file offset of each field, and its relocation."""
+    def relocation(self, address: int) -> Relocation | None:
+        """The relocation of the field at a virtual address."""
+        row = self._rows.get(address)
+        if row is None:
+            return None
+        number, addend, kind = row
+        return Relocation(address, self._name(self._symbols[number]), addend, kind, self._values[number])
+
+    def relocations(self) -> Iterator[Relocation]:
+        """All of them, by address."""
+        for address in sorted(self._rows):
+            found = self.relocation(address)
+            assert found is not None
+            yield found
+
+    def _link(self, data: bytes | mmap, table: Section, target: Section) -> set[int]:
+        """Apply one table; returns the numbers of the symbols that the module does not have."""
         bits = self._bits
+        types, values, memory, rows = _TYPES[bits], self._values, self.memory, self._rows
         with_addend = table.type == SHT_RELA
         form = ("<II" if bits == 32 else "<QQ") + (("i" if bits == 32 else "q") if with_addend else "")
         size = struct.calcsize(form)
-        if table.size % size or table.size // size + len(self.relocations) > _MAX_RELOCATIONS:
+        if table.size % size or table.size // size + len(rows) > _MAX_RELOCATIONS:
             raise ImageError(
                 f"{table.size} bytes are no relocations of {size} bytes each, or too many",
                 file=self._path, section=table.name, offset=table.offset,
             )  # fmt: skip
-        rows = struct.iter_unpack(form, data[table.offset : table.offset + table.size])
-        for i, row in enumerate(rows):
-            number, kind = (row[1] >> 8, row[1] & 255) if bits == 32 else (row[1] >> 32, row[1] & 0xFFFFFFFF)
+        shift, low = (8, 0xFF) if bits == 32 else (32, 0xFFFFFFFF)
+        missing = set()
+        blob = data[table.offset : table.offset + table.size]
+        for i, (place, info, *addends) in enumerate(struct.iter_unpack(form, blob)):
+            number, kind = info >> shift, info & low
             if kind == _NONE:
                 continue
-            width, _ = _TYPES[bits].get(kind, (0, False))
-            if not width or number >= len(self._symbols) or row[0] + width > target.file_size:
+            width, relative = types.get(kind, (0, False))
+            if not width or number >= len(values) or place + width > target.file_size:
                 raise ImageError(
-                    f"relocation {i} cannot be: type {kind}, symbol {number}, {target.name} + {row[0]:#x}",
+                    f"relocation {i} cannot be: type {kind}, symbol {number}, {target.name} + {place:#x}",
                     file=self._path, section=table.name, offset=table.offset + i * size,
                 )  # fmt: skip
-            offset = target.offset + row[0]
-            addend = row[2] if with_addend else _signed(data[offset : offset + width])
-            symbol = self._symbols[number]
-            yield (
-                offset,
-                Relocation(target.address + row[0], self._name(symbol), addend, kind, self._value(symbol)),
-            )
+            offset = target.offset + place
+            addend = addends[0] if addends else _signed(data[offset : offset + width])
+            address = target.address + place
+            rows[address] = (number, addend, kind)
+            value = values[number]
+            if value is None:
+                missing.add(number)
+                continue
+            value += addend - address if relative else addend
+            memory[offset : offset + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+        return missing
 
     def _name(self, symbol: RawSymbol) -> str:
         if symbol.type == STT_SECTION and not symbol.name:
@@ -153,13 +165,6 @@ class Linked:
             return symbol.value
         section = self._sections.get(symbol.index) if SHN_UNDEF < symbol.index < SHN_LORESERVE else None
         return section.address + symbol.value if section is not None and section.alloc else None
-
-    def _apply(self, memory: bytearray, offset: int, relocation: Relocation) -> None:
-        width, relative = _TYPES[self._bits][relocation.type]
-        value = (relocation.target or 0) + relocation.addend
-        if relative:
-            value -= relocation.address
-        memory[offset : offset + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
 
 
 def _signed(field: bytes) -> int:
