@@ -46,7 +46,14 @@ class Guest:
         self.uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
         self.traps: list[tuple[str, dict[str, int]]] = []
         self.on_trap: Callable[[str, Guest], None] = lambda kind, guest: None
-        for start, size in ((base & ~0xFFFF, 0x20000), (STACK, 0x2000), (CODE, 0x1000), (DATA, 0x10000), (TOP, 0x1000), (GDT, 0x1000)):
+        for start, size in (
+            (base & ~0xFFFF, 0x20000),
+            (STACK, 0x2000),
+            (CODE, 0x1000),
+            (DATA, 0x10000),
+            (TOP, 0x1000),
+            (GDT, 0x1000),
+        ):
             self.uc.mem_map(start, size)
         # Position independence is shown by running from read-only memory at any base.
         self.uc.mem_write(base, data)

@@ -125,7 +125,13 @@ def test_interrupt_calls_after_init(hypervisor: str, abi: str) -> None:
         assert bool(after["eax"] & 0x200) is wanted
         unchanged(marks(), after, "eax")
     assert guest.traps == [], "nothing was pending, nothing traps"
-    for offset, given, traps in ((enable, {}, 1), (put, {"eax": 0x200}, 1), (put, {"eax": 0}, 0), (disable, {}, 0), (get, {}, 0)):
+    for offset, given, traps in (
+        (enable, {}, 1),
+        (put, {"eax": 0x200}, 1),
+        (put, {"eax": 0}, 0),
+        (disable, {}, 0),
+        (get, {}, 0),
+    ):
         guest.traps.clear()
         set_virtual_flag(guest, hypervisor, False)
         guest.write(TOP + PENDING[hypervisor], 1, 1)
