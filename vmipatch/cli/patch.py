@@ -41,12 +41,16 @@ def patch(
     in_place: Annotated[bool, typer.Option("--in-place", help="Rewrite IMAGE itself.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and report; write nothing.")] = False,
     seal: Annotated[bool, typer.Option("--seal", help="Empty the tables: the kernel will not patch again.")] = False,
+    repack: Annotated[
+        bool, typer.Option("--repack", help="Pack a bzImage again, which must fit; else OUT is the unpacked ELF.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON (schema vmipatch.patch/1).")] = False,
 ) -> None:
     """Rewrite every site of a kernel image as the running kernel would, on bare hardware or on a VMI ROM.
 
     Writes OUT and OUT.journal.json, from which `vmipatch restore` gives the
-    original back.  A bzImage gives the unpacked, patched ELF.
+    original back.  A bzImage gives the unpacked, patched ELF, or a bzImage again
+    with --repack.
     """
     from vmipatch.errors import UsageError
     from vmipatch.patch import apply
@@ -61,8 +65,8 @@ def patch(
     if output is None and not dry_run:
         raise UsageError("where to? Give -o OUT, or --in-place, or --dry-run")
     opened, found = open_and_scan(image, base, system_map, None, layout)
-    if in_place and opened.compression is not None:
-        raise UsageError(f"{image} is packed: its patched ELF needs a file of its own, give -o OUT")
+    if in_place and opened.compression is not None and not repack:
+        raise UsageError(f"{image} is packed: its patched ELF needs a file of its own, give -o OUT (or --repack)")
     wanted = choose_target(native(cpu, features, cpus, opened, kernel), rom, rom_base, target, opened, found)
     planned = plan(opened, found, wanted, kernel=parse(kernel))
     if seal:
@@ -70,6 +74,6 @@ def patch(
     if dry_run or output is None:
         changes = changes_of(opened, planned)
     else:
-        changes = apply(opened, planned, output, target=wanted.describe(), sealed=seal).changes
+        changes = apply(opened, planned, output, target=wanted.describe(), sealed=seal, repack=repack).changes
     show = report.as_json if json else report.as_table
     show(opened, found, planned, changes, None if dry_run else output)

@@ -12,7 +12,8 @@ from typing import Any
 
 from vmipatch.errors import PatchError
 from vmipatch.image import Image
-from vmipatch.patch import journal
+from vmipatch.image.repack import repack as repack_image
+from vmipatch.patch import journal, slide
 from vmipatch.patch.files import Staged, write_all
 from vmipatch.patch.journal import Change, Journal
 from vmipatch.patch.patch import Plan
@@ -48,12 +49,13 @@ def apply(
     *,
     target: Mapping[str, Any] | None = None,
     sealed: bool = False,
+    repack: bool = False,
 ) -> Journal:
     """Write the patched image to ``output`` and its journal beside it.
 
-    A bzImage becomes the unpacked ELF.  ``output`` may be the image's own file.
-    ``target`` is what the journal says of the plan's target.  Raises
-    :class:`PatchError` where the file's bytes are neither the old nor the new
+    A bzImage becomes the unpacked ELF, or with ``repack`` a bzImage again, its
+    relocation table corrected.  ``output`` may be the image's own file.  ``target``
+    is what the journal says of the plan's target.  Raises :class:`PatchError` where the file's bytes are neither the old nor the new
     ones, where they could not be written, and for a module (its relocations
     would be applied over the patched bytes when it is loaded).
     """
@@ -65,9 +67,10 @@ def apply(
     same_file = image.compression is None
     if output.exists() and source.exists() and output.samefile(source):
         _refuse_second(output, image)
+    packed = _packed(image, plan, changes, source) if repack else None
     with memoryview(image.data) as data:
         before = sha256(data).hexdigest()
-        patched = _patched_sum(data, changes)
+        patched = _patched_sum(data, changes) if packed is None else sha256(packed).hexdigest()
     done = Journal(
         file=image.path,
         container=image.container,
@@ -79,7 +82,7 @@ def apply(
         container_data="" if same_file else journal.keep(source.read_bytes()),
     )
     with (
-        Staged(output, lambda fd: _write(fd, image, changes, output), like=os.stat(source)) as staged,
+        Staged(output, lambda fd: _write(fd, image, changes, output, packed), like=os.stat(source)) as staged,
         journal.stage(done, output) as staged_journal,
     ):
         # The journal first: if the machine stops between the two, the file is still the old one, whole.
@@ -103,7 +106,19 @@ def _patched_sum(data: memoryview, changes: list[Change]) -> str:
     return digest.hexdigest()
 
 
-def _write(descriptor: int, image: Image, changes: list[Change], output: Path) -> None:
+def _packed(image: Image, plan: Plan, changes: list[Change], source: Path) -> bytes:
+    data = bytearray(image.data)
+    for change in changes:
+        new = bytes.fromhex(change.new)
+        data[change.offset : change.offset + len(new)] = new
+    slide.adjusted(image, plan, data)
+    return repack_image(image, source.read_bytes(), bytes(data))
+
+
+def _write(descriptor: int, image: Image, changes: list[Change], output: Path, packed: bytes | None) -> None:
+    if packed is not None:
+        write_all(descriptor, packed)
+        return
     with memoryview(image.data) as data:
         write_all(descriptor, data)
     if not changes:
