@@ -15,8 +15,9 @@ def _names() -> dict[int, str]:
 
 @cache
 def numbers() -> dict[str, int]:
-    """Feature names to bit numbers."""
-    return {name: number for number, name in _names().items()}
+    """Feature names to bit numbers, those included whose bit later got another meaning."""
+    moved: dict[str, int] = facts.load("isa", "features")["numbers"]
+    return moved | {name: number for number, name in _names().items()}
 
 
 def feature_name(number: int) -> str:

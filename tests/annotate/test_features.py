@@ -1,0 +1,83 @@
+"""Names of feature bits.
+
+Bits of CPUID words are checked against the manuals (Intel SDM volume 2, CPUID;
+AMD APM volume 3, appendix E), Linux's own against the headers of 2.6.24 and 6.1.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from vmipatch import facts
+from vmipatch.annotate.features import feature_name, numbers
+
+BY_THE_MANUALS = {
+    # CPUID 1, EDX
+    (0, 0): "FPU", (0, 3): "PSE", (0, 4): "TSC", (0, 6): "PAE", (0, 8): "CX8", (0, 9): "APIC", (0, 11): "SEP",
+    (0, 13): "PGE", (0, 15): "CMOV", (0, 16): "PAT", (0, 19): "CLFLUSH", (0, 23): "MMX", (0, 24): "FXSR",
+    (0, 25): "XMM", (0, 26): "XMM2", (0, 28): "HT",
+    # CPUID 0x80000001, EDX
+    (1, 11): "SYSCALL", (1, 20): "NX", (1, 22): "MMXEXT", (1, 27): "RDTSCP", (1, 29): "LM",
+    (1, 30): "3DNOWEXT", (1, 31): "3DNOW",
+    # CPUID 1, ECX
+    (4, 0): "XMM3", (4, 1): "PCLMULQDQ", (4, 3): "MWAIT", (4, 9): "SSSE3", (4, 13): "CX16", (4, 19): "XMM4_1",
+    (4, 20): "XMM4_2", (4, 23): "POPCNT", (4, 25): "AES", (4, 26): "XSAVE", (4, 28): "AVX", (4, 30): "RDRAND",
+    (4, 31): "HYPERVISOR",
+    # CPUID 0x80000001, ECX
+    (6, 0): "LAHF_LM", (6, 2): "SVM", (6, 5): "ABM", (6, 8): "3DNOWPREFETCH",
+    # CPUID 7.0, EBX, ECX, EDX
+    (9, 0): "FSGSBASE", (9, 5): "AVX2", (9, 7): "SMEP", (9, 9): "ERMS", (9, 18): "RDSEED", (9, 20): "SMAP",
+    (9, 23): "CLFLUSHOPT", (16, 2): "UMIP", (16, 16): "LA57", (18, 4): "FSRM", (18, 20): "IBT",
+    # CPUID 0xD.1, EAX
+    (10, 0): "XSAVEOPT", (10, 1): "XSAVEC", (10, 3): "XSAVES",
+}  # fmt: skip
+LINUX_S_OWN = {
+    (3, 1): "K6_MTRR", (3, 2): "CYRIX_ARR", (3, 3): "CENTAUR_MCR", (3, 4): "K8", (3, 6): "P3", (3, 7): "P4",
+    (3, 8): "CONSTANT_TSC", (3, 9): "UP", (3, 16): "REP_GOOD", (3, 20): "NOPL", (3, 21): "ALWAYS",
+    (3, 28): "APERFMPERF", (7, 11): "PTI", (7, 21): "USE_IBPB", (8, 16): "XENPV", (8, 20): "PVUNLOCK",
+    (8, 21): "VCPUPREEMPT", (11, 12): "RETPOLINE", (11, 14): "RETHUNK",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "name"), sorted((BY_THE_MANUALS | LINUX_S_OWN).items()))
+def test_names(place: tuple[int, int], name: str) -> None:
+    number = place[0] * 32 + place[1]
+    assert feature_name(number) == name
+    assert numbers()[name] == number
+
+
+@pytest.mark.parametrize(
+    ("word", "bit"),
+    [
+        (3, 5),  # K7, then ZEN5
+        (3, 17),  # MFENCE_RDTSC, then AMD_LBR_V2
+        (3, 18),  # LFENCE_RDTSC, then CLEAR_CPU_BUF
+        (7, 4),  # XSAVEOPT, then CAT_L3
+        (7, 12),  # RETPOLINE, then KERNEL_IBRS
+        (8, 1),  # VNMI, then FLEXPRIORITY
+        (10, 5), (11, 5), (16, 8), (18, 8), (19, 10), (22, 5),  # bugs in some releases
+        (0, 10), (0, 20), (2, 31), (31, 31),  # nothing at all
+    ],
+)  # fmt: skip
+def test_bits_without_one_meaning_have_no_name(word: int, bit: int) -> None:
+    assert feature_name(word * 32 + bit) == f"{word}*32+{bit}"
+
+
+def test_what_the_nop_tables_ask_for_has_a_number() -> None:
+    asked = {
+        row["feature"]
+        for n in facts.names("kernels")
+        for row in facts.load("kernels", n).get("nops", ())
+        if "feature" in row
+    }
+    assert asked <= numbers().keys()
+    assert {name: numbers()[name] for name in ("K8", "K7", "P3", "P4", "NOPL")} == {
+        "K8": 100, "K7": 101, "P3": 102, "P4": 103, "NOPL": 116,
+    }  # fmt: skip
+
+
+def test_no_name_twice_and_no_bit_out_of_range() -> None:
+    words = facts.load("isa", "features")["words"]
+    names = [name for row in words.values() for name in row.values()]
+    assert len(set(names)) == len(names)
+    assert all(0 <= int(bit) < 32 for row in words.values() for bit in row)
