@@ -26,7 +26,7 @@ class Uart(Device):
     """One port of eight registers; ``irq`` is its line (gated by OUT2, as PCs wire it)."""
 
     FIELDS: ClassVar[tuple[str, ...]] = (
-        "ier", "fcr", "lcr", "mcr", "scr", "divisor", "errors", "tx_pending", "fifo", "msr_delta",
+        "ier", "fcr", "lcr", "mcr", "scr", "divisor", "errors", "tx_pending", "fifo", "received", "msr_delta",
         "timeout", "line",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Uart(Device):
         self.errors = 0
         self.tx_pending = False  # a "transmitter empty" interrupt waits to be read
         self.fifo = bytearray()
+        self.received = 0  # what the receiver buffer register keeps after it was read
         self.msr_delta = 0
         self.timeout = False
         self.line = False
@@ -145,8 +146,8 @@ class Uart(Device):
 
     def _read_byte(self) -> int:
         if not self.fifo:
-            return 0
-        value = self.fifo[0]
+            return 0 if self.fcr & 1 else self.received
+        value = self.received = self.fifo[0]
         del self.fifo[0]
         # The falling and rising interrupt line makes a new edge for what is left.
         self._drop_line()
@@ -201,7 +202,8 @@ class Uart(Device):
     def _write_fcr(self, value: int) -> None:
         if (value ^ self.fcr) & 1 or value & 2:
             self.fifo.clear()
-            self.errors &= ~OVERRUN
+        if (value ^ self.fcr) & 1 or value & 4:
+            self.tx_pending = True  # an emptied transmitter asks for bytes
         self.fcr = value & 0xC9 if value & 1 else 0
         self._refill()
 
