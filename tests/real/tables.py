@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from .vmlinux import Vmlinux
 
 # alt_instr by its size: instruction and replacement relative to their fields, the CPU feature word, the flags of
-# 6.3 and later, the two lengths, and the padding length that 5.13 (and late 5.10 stable kernels) dropped.
-ALTERNATIVES = {13: ("<iiHBBB", 3), 12: ("<iiHBB", 3), 14: ("<iiHHBB", 4)}
+# 6.3 and later, the two lengths. (5.10 began with a padding length, 13 bytes in all; its stable series dropped it.)
+ALTERNATIVES = {12: ("<iiHBB", 3), 14: ("<iiHHBB", 4)}
 ALTERNATIVE_SIZE = {
     "686": 12,
     "686-pae": 12,
     "amd64": 12,
-    "5.10-686": 13,
-    "5.10-686-pae": 13,
+    "5.10-686": 12,
+    "5.10-686-pae": 12,
     "5.10-amd64": 12,
     "6.12-amd64": 14,
 }
