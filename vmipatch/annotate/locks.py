@@ -13,6 +13,10 @@ FAMILY = "smp_locks"
 PREFIXES = frozenset((0xF0, 0x3E, 0x90))
 """LOCK; what 2.6.32 and later put there on one CPU; what earlier kernels put there."""
 
+BEFORE_LOCK = frozenset((0x66, 0xF2, 0xF3))
+"""Prefixes that the assembler may put before LOCK: the entry then names those (seen in a real 6.12), and no kernel
+changes them."""
+
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every LOCK prefix that the image's tables name; a zero entry is padding and names none."""
@@ -27,10 +31,11 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         reason = code.executable(address, 1)
         if reason is not None:
             return reason
-        found = data[offset_of(address)]
-        if found not in PREFIXES:
-            return Reason("lock-no-prefix", f"names {address:#x}, which holds {found:02x} and not a LOCK prefix")
-        return None
+        offset = offset_of(address)
+        found = data[offset]
+        if found in PREFIXES or (found in BEFORE_LOCK and data[offset + 1 : offset + 2] == b"\xf0"):
+            return None
+        return Reason("lock-no-prefix", f"names {address:#x}, which holds {found:02x} and not a LOCK prefix")
 
     def make(table: Table, layout: Layout, entry: Entry) -> Site | None:
         (address,) = entry.values

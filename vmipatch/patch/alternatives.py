@@ -71,7 +71,8 @@ def _replacement(
     displacement = how["displacement"]
     if displacement == "all":
         padded = body + bytes((NOP,)) * (length - size)
-        return relocate.apply(padded, site.address, detail.replacement, size, text.image.bits, nops)
+        branches = how["optimise"] == "runs-and-branches"
+        return relocate.apply(padded, site.address, detail.replacement, size, text.image.bits, nops, branches=branches)
     if displacement != "none" and size == 5 and body[0] == branch.CALL:
         body = _moved_call(body, detail.replacement, site.address, text.image.bits)
     elif displacement == "call-jump" and size == 5 and body[0] == branch.JMP:
@@ -107,8 +108,8 @@ def _not_applied(old: bytes, detail: Alternative, optimise: str, bits: int, nops
         if pad > 1 and all(byte == NOP for byte in old[:pad]):
             return old[: len(old) - pad] + nops.fill(pad)
         return old
-    if optimise == "runs":
-        return relocate.join_runs(old, bits, nops)
+    if optimise.startswith("runs"):
+        return relocate.join_runs(old, bits, nops, branches=optimise == "runs-and-branches")
     return join_nops(old, bits, nops) if optimise == "instructions" else old
 
 

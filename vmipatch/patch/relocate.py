@@ -8,17 +8,18 @@ from vmipatch.isa.nops import NopTable
 _INT3 = 0xCC
 
 
-def join_runs(code: bytes, bits: int, nops: NopTable) -> bytes:
+def join_runs(code: bytes, bits: int, nops: NopTable, *, branches: bool) -> bytes:
     """The nops of a site that gets no replacement, runs of any length joined."""
-    return apply(code, 0, 0, len(code), bits, nops)
+    return apply(code, 0, 0, len(code), bits, nops, branches=branches)
 
 
-def apply(buffer: bytes, address: int, source: int, size: int, bits: int, nops: NopTable) -> bytes:
+def apply(buffer: bytes, address: int, source: int, size: int, bits: int, nops: NopTable, *, branches: bool) -> bytes:
     """A replacement of ``size`` bytes from ``source``, padded to the site's length, as it stands at ``address``.
 
     Operands whose target lies inside the replacement stay; a long jump becomes
-    short where it reaches; runs of nops are joined, from the branch on that jumps
-    over them.
+    short where it reaches; runs of nops are joined.  With ``branches`` (6.4 to 6.8) a
+    branch that only jumps over the run that follows it is joined with it; without
+    (6.9 on) a nop that ends the site is left as it is.
     """
     result = bytearray(buffer)
     shift = source - address
@@ -29,8 +30,10 @@ def apply(buffer: bytes, address: int, source: int, size: int, bits: int, nops: 
             return bytes(result)
         following = position + instruction.size
         if instruction.nop:
+            if not branches and following == len(buffer):
+                break
             following = _skip_nops(result, following, bits)
-            start = previous if target and following == target else position
+            start = previous if branches and target and following == target else position
             result[start:following] = _fill(following - start, nops)
             position = following
             continue

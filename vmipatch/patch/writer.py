@@ -54,9 +54,11 @@ def apply(
     """Write the patched image to ``output`` and its journal beside it.
 
     A bzImage becomes the unpacked ELF, or with ``repack`` a bzImage again, its
-    relocation table corrected.  ``output`` may be the image's own file.  ``target``
-    is what the journal says of the plan's target.  Raises :class:`PatchError` where the file's bytes are neither the old nor the new
-    ones, where they could not be written, and for a module (its relocations
+    relocation table corrected.  ``output`` may be the image's own file;
+    ``target`` is what the journal says of the plan's target.
+
+    Raises :class:`PatchError` where the file's bytes are neither the old nor the
+    new ones, where they could not be written, and for a module (its relocations
     would be applied over the patched bytes when it is loaded).
     """
     if image.container == "module":
