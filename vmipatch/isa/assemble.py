@@ -56,7 +56,7 @@ _ALIASES = {
 }
 _SHORT_ONLY = {"jecxz": 0xE3, "loop": 0xE2, "loope": 0xE1, "loopne": 0xE0}
 _GENERAL = "eax ecx edx ebx esp ebp esi edi ax cx dx bx sp bp si di al cl dl bl ah ch dh bh"
-_CONTROL = [f"{kind}{n}" for kind in ("cr", "dr") for n in range(8)]
+_CONTROL = [f"{kind}{n}" for kind in ("cr", "dr", "mm", "xmm") for n in range(8)]
 REGISTERS = frozenset([*_GENERAL.split(), *_CONTROL, "cs", "ds", "es", "fs", "gs", "ss"])
 
 

@@ -91,8 +91,9 @@ def load(name: str) -> Abi:
     calls: dict[str, Call] = {}
     seen: dict[int, str] = {}
     for call, body in spec["calls"].items():
-        where, line = body.get("@place", (file, 1))
-        unknown = set(body) - _CALL_KEYS - {"@place"}
+        where, line = body["@place"]
+        asm_file, asm_line = body.get("@asm", (where, line))
+        unknown = set(body) - _CALL_KEYS - {"@place", "@asm"}
         if unknown:
             raise SpecError(f"unknown key {sorted(unknown)[0]!r}", file=where, section=call, line=line)
         number = body["n"]
@@ -117,8 +118,8 @@ def load(name: str) -> Abi:
             init=body.get("init", False),
             get_relocation=body.get("get_relocation", False),
             relocations=tuple(body.get("relocations", spec["defaults"]["relocations"])),
-            file=where,
-            line=line,
+            file=asm_file,
+            line=asm_line,
         )
     return Abi(
         name=name,
@@ -169,10 +170,14 @@ def _merged(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     own = facts.load("abi", name)
     file = f"specs/abi/{name}.toml"
     text = (facts.root() / "abi" / f"{name}.toml").read_text("utf-8")
-    calls = {
-        call: {**body, **({"@place": (file, line_of(text, call))} if "asm" in body or "n" in body else {})}
-        for call, body in own["calls"].items()
-    }
+    calls = {}
+    for call, body in own["calls"].items():
+        place = (file, line_of(text, call))
+        calls[call] = {**body, "@place": place}
+        if "asm" in body:
+            # TOML drops the newline behind an opening triple quote.
+            below = text.split("\n")[place[1] - 1].rstrip().endswith('"""')
+            calls[call]["@asm"] = (file, place[1] + below)
     parent = own.get("inherits") or own.get("extends")
     if parent is None:
         return {**own, "calls": calls}, (name,)
@@ -190,10 +195,8 @@ def _merged(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
             raise SpecError(f"no call {body['like']!r} in {parent}", file=file, section=call)
         kept = {key: value for key, value in source.items() if key != "relocations"}
         if "asm" in body or "empty" in body:
-            kept = {key: value for key, value in kept.items() if key not in ("asm", "empty", "bytes")}
+            kept = {key: value for key, value in kept.items() if key not in ("asm", "@asm", "empty", "bytes")}
         bodies[call] = {**kept, **body}
-        if "asm" not in body and "@place" in source:
-            bodies[call]["@place"] = source["@place"]
     return {**own, "calls": bodies}, (name,)
 
 

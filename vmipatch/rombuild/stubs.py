@@ -153,7 +153,8 @@ class Writer:
             if name in self.hypervisor.macros and depth < 4:
                 return self.expand(text, section, self.hypervisor.macros[name], depth + 1)
             line = text.line + (source or text.text).count("\n", 0, match.start())
-            raise SpecError(f"nothing is named {name!r}", file=text.file, section=section, line=line)
+            lacking = "" if text.file == self.hypervisor.file else f" in {self.hypervisor.file}"
+            raise SpecError(f"nothing is named {name!r}{lacking}", file=text.file, section=section, line=line)
 
         return _TOKEN.sub(value, text.text if source is None else source)
 
