@@ -1,14 +1,16 @@
 """The kernels that the real tests use: what to ask the package archive for.
 
-Imports packages (this folder) only.
+Imports packages (this folder) only. Also a command: `python -m tests.real.kernels NAME` prints the bzImage's path,
+and ends with status 3 and the reason when the package archive is away.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .packages import fetch, kernel_image
+from .packages import RegistryAway, fetch, kernel_image
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,20 @@ KERNELS = {
         _kernel("6.12-amd64", r"6\.12", "amd64", "amd64", "trixie"),
     )
 }
+
+
+def main(arguments: list[str]) -> int:
+    """Print where a kernel's bzImage is. Status 2: wrong use, 3: it cannot be had."""
+    if len(arguments) != 1 or arguments[0] not in KERNELS:
+        print(f"usage: python -m tests.real.kernels NAME, one of {', '.join(KERNELS)}", file=sys.stderr)
+        return 2
+    try:
+        print(KERNELS[arguments[0]].fetch())
+    except RegistryAway as away:
+        print(f"the package archive gave no kernel: {away}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,8 +3,6 @@
 Asks apt through folders of its own: the machine's dpkg architectures, its package lists and its installed
 packages stay as they are, so an i386 kernel can be fetched on an amd64 machine. Signatures are checked by apt
 as always. Needs apt-get, apt-cache and dpkg-deb, and nothing of the package under test.
-
-Also a command, for `./dev try`: `python packages.py PATTERN ARCH [SUITE]` prints the extracted folder.
 """
 
 from __future__ import annotations
@@ -319,20 +317,3 @@ def _read_one_line(text: str) -> list[dict[str, str]]:
             fields["Signed-By"] = key[1]
         stanzas.append(fields)
     return stanzas
-
-
-def main(arguments: list[str]) -> int:
-    """`PATTERN ARCH [SUITE]`: print the extracted tree; status 3 with the reason when the archive is away."""
-    if len(arguments) not in (2, 3):
-        print("usage: packages.py PATTERN ARCH [SUITE]", file=sys.stderr)
-        return 2
-    try:
-        print(kernel_image(fetch(*arguments)))
-    except RegistryAway as away:
-        print(f"package archive away: {away}", file=sys.stderr)
-        return 3
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

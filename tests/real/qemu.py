@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -39,12 +40,14 @@ class Machine:
     cpus: int = 1
     append: str = ""
     memory: int = 256  # MiB
+    kaslr: bool = False  # let the kernel choose where it goes
     boot_timeout: float = 240.0  # seconds; TCG on a busy machine is slow, a dead kernel ends QEMU by itself
 
     def command(self, qmp: Path) -> list[str]:
         program = "qemu-system-i386" if self.bits == 32 else "qemu-system-x86_64"
         # panic=-1 and -no-reboot: a panic or a triple fault ends QEMU at once.
-        append = f"console=ttyS0 nokaslr panic=-1 {self.append}".strip()
+        placed = "" if self.kaslr else "nokaslr "
+        append = f"console=ttyS0 {placed}panic=-1 {self.append}".strip()
         return [
             *(program, "-accel", "tcg", "-cpu", self.cpu, "-smp", str(self.cpus), "-m", str(self.memory)),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", append),
@@ -72,7 +75,7 @@ class Guest:
 
     def _read_console(self) -> None:
         assert self._process.stdout is not None
-        while chunk := self._process.stdout.read1(4096):
+        while chunk := os.read(self._process.stdout.fileno(), 4096):
             with self._grown:
                 self._console += chunk
                 self._grown.notify_all()
@@ -220,18 +223,33 @@ def reaches(machine: Machine, text: str = REACHED) -> tuple[bool, str]:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who the CPU is, as boot_cpu_data has it."""
+
+    vendor: str
+    family: int
+    model: int
+    stepping: int
+
+    def __str__(self) -> str:
+        return f"vendor={self.vendor} family={self.family} model={self.model} stepping={self.stepping}"
+
+
+@dataclass(frozen=True)
 class Capture:
-    """A settled kernel's text [_text, _etext) at virtual address `base`, its feature words, its console."""
+    """A settled kernel's text [_text, _etext) at virtual address `base`, its CPU as it sees it, its console."""
 
     text: bytes
     base: int
     features: tuple[int, ...]
+    identity: Identity
     console: str
 
     def write_features(self, path: Path) -> Path:
-        """The words in the form that `vmipatch patch --features` reads."""
+        """Words and identity in the form that `vmipatch patch --features` reads."""
         rows = [self.features[i : i + 8] for i in range(0, len(self.features), 8)]
-        path.write_text("".join(" ".join(f"{word:08x}" for word in row) + "\n" for row in rows))
+        words = "".join(" ".join(f"{word:08x}" for word in row) + "\n" for row in rows)
+        path.write_text(f"# {self.identity}\n{words}")
         return path
 
 
@@ -242,13 +260,14 @@ def capture(machine: Machine, vmlinux: Vmlinux) -> Capture:
         guest.wait_for(REACHED)
         text = guest.settled(vmlinux.physical(section.address), section.size)
         where = vmlinux.physical(vmlinux.exports["boot_cpu_data"])
-        words = feature_words(guest.physical(where, 512))
+        cpu_data = guest.physical(where, 512)
         guest.resume()
         guest.send_line()
         if not guest.ended(60):
             raise BootFailure(f"the guest did not power off; the console's end:\n{guest.console[-1500:]}")
         console = guest.console
-    return Capture(text, section.address, words, console)
+    identity = cpu_identity(cpu_data, vmlinux.release)
+    return Capture(text, section.address, feature_words(cpu_data), identity, console)
 
 
 def feature_words(cpu_data: bytes) -> tuple[int, ...]:
@@ -260,9 +279,7 @@ def feature_words(cpu_data: bytes) -> tuple[int, ...]:
     On x86-64 the array is aligned and padded to 8 bytes: a word of zeros may stand before it (left out here)
     and, where the number of words is odd, behind it (not told apart from a last word without a bit set).
     """
-    end = min((at for vendor in VENDORS if (at := cpu_data.find(vendor)) >= 0), default=-1)
-    if end < 0:
-        raise BootFailure("no CPU vendor's name in boot_cpu_data")
+    end = _vendor_at(cpu_data)
     words = [int.from_bytes(cpu_data[at : at + 4], "little") for at in range(end % 4, end, 4)]
     for has_extended in (True, False):
         for at in range(len(words) - 3):
@@ -272,3 +289,19 @@ def feature_words(cpu_data: bytes) -> tuple[int, ...]:
             if right and 0 < level <= 0x40 and words[start] & 1:
                 return tuple(words[start:])
     raise BootFailure("x86_capability was not found in boot_cpu_data")
+
+
+def cpu_identity(cpu_data: bytes, release: tuple[int, int]) -> Identity:
+    """The head of struct cpuinfo_x86: family, vendor, model, stepping; model, family, vendor, - , stepping from 6.10."""
+    at = _vendor_at(cpu_data)
+    vendor = cpu_data[at : at + 12].decode()
+    if release >= (6, 10):
+        return Identity(vendor, cpu_data[1], cpu_data[0], cpu_data[4])
+    return Identity(vendor, cpu_data[0], cpu_data[2], cpu_data[3])
+
+
+def _vendor_at(cpu_data: bytes) -> int:
+    found = [at for vendor in VENDORS if (at := cpu_data.find(vendor)) >= 0]
+    if not found:
+        raise BootFailure("no CPU vendor's name in boot_cpu_data")
+    return min(found)

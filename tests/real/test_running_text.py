@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ FURTHER = (
     ("686", "athlon", 1),
     ("686-pae", "Nehalem", 2),
     ("5.10-686", "qemu32", 1),
-    ("5.10-686-pae", "Nehalem", 2),
+    ("5.10-686", "Nehalem", 1),
+    ("5.10-686-pae", "qemu32", 2),
 )
 SIXTY_FOUR = (
     ("amd64", "qemu64", 1),
@@ -122,9 +124,7 @@ def self_relative(vmlinux: Vmlinux, name: str) -> set[int]:
     return {section.address + at + offset for at, offset in zip(starts, offsets, strict=True)}
 
 
-def test_two_captures_of_one_configuration_are_equal(
-    real_kernel: Get, captured: Captured, initrd: Initrd
-) -> None:
+def test_two_captures_of_one_configuration_are_equal(real_kernel: Get, captured: Captured, initrd: Initrd) -> None:
     """The oracle is steady, so that a difference is the patcher's fault."""
     kernel, first = real_kernel("686-pae"), captured("686-pae", "qemu32", 2)
     again = capture(Machine(kernel.image, initrd(32), 32, "qemu32", 2), kernel.vmlinux)
@@ -149,9 +149,7 @@ def test_diff_finds_nothing_wrong_and_restore_gives_the_original_back(
     assert hashlib.sha256(patched.read_bytes()).hexdigest() == before
 
 
-def test_restore_of_an_elf_patched_in_place(
-    real_kernel: Get, captured: Captured, cli: Cli, tmp_path: Path
-) -> None:
+def test_restore_of_an_elf_patched_in_place(real_kernel: Get, captured: Captured, cli: Cli, tmp_path: Path) -> None:
     kernel, running = real_kernel("686-pae"), captured("686-pae", "qemu32", 1)
     target = tmp_path / "vmlinux"
     target.write_bytes(kernel.elf.read_bytes())
@@ -204,14 +202,16 @@ def test_patched_and_sealed_boots_without_the_slots_that_its_sites_no_longer_rea
     assert came, f"patched and sealed, {len(zeroed.slots)} slots zero: {console}"
 
 
-def test_the_same_slots_zeroed_without_a_patch_do_not_boot(
-    real_kernel: Get, captured: Captured, initrd: Initrd, tmp_path: Path
-) -> None:
+def test_the_same_slots_zeroed_without_a_patch_do_not_boot(real_kernel: Get, initrd: Initrd, tmp_path: Path) -> None:
     kernel = real_kernel("686-pae")
-    captured("686-pae", "qemu32", 1)  # with its slots in place this kernel does reach init
+    began = time.monotonic()
+    came, console = reaches(Machine(kernel.elf, initrd(32), 32, "qemu32"))
+    assert came, console
+    # The crippled kernel hangs in silence: eight times what the whole one took is long enough to say so.
+    patience = max(20.0, 8 * (time.monotonic() - began))
     sites = entries(kernel.vmlinux, "parainstructions", kernel.name)
     zeroed = zero_slots(kernel, kernel.elf, sites, tmp_path / "plain-zeroed")
-    came, console = reaches(Machine(zeroed.path, initrd(32), 32, "qemu32", boot_timeout=60))
+    came, console = reaches(Machine(zeroed.path, initrd(32), 32, "qemu32", boot_timeout=patience))
     assert not came, console
 
 

@@ -51,6 +51,13 @@ class Vmlinux:
         return self.sections[".text"]
 
     @functools.cached_property
+    def release(self) -> tuple[int, int]:
+        """(6, 1) of "Linux version 6.1.0-50-686"."""
+        match = re.search(rb"Linux version (\d+)\.(\d+)\.\d", self.data)
+        assert match is not None, f"{self.path} has no banner"
+        return int(match[1]), int(match[2])
+
+    @functools.cached_property
     def loads(self) -> list[tuple[int, int, int, int]]:
         """(virtual, physical, size in memory, file offset) of every PT_LOAD."""
         out = subprocess.run(["readelf", "-lW", self.path], check=True, capture_output=True, text=True).stdout
