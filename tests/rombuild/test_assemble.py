@@ -150,7 +150,9 @@ def test_any_text_assembles_or_is_refused(text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(["mov", "add", "push", "pop", "lea", "int", "test", "in", "out", "xchg", "shl", "and", "movzx", "ret"]),
+    st.sampled_from(
+        ["mov", "add", "push", "pop", "lea", "int", "test", "in", "out", "xchg", "shl", "and", "movzx", "ret"]
+    ),
     st.lists(
         st.sampled_from(
             ["eax", "al", "cx", "ss", "cr0", "5", "-1", "0x1ff", "0xffffffff", "[eax]", "[esp + 4]", "dword ptr [0x10]",

@@ -13,7 +13,8 @@ from vmipatch.errors import SpecError, UsageError, VmipatchError
 from vmipatch.rombuild import abi as abis
 from vmipatch.rombuild.build import build, build_many
 
-HEAD = 'name = "mine"\ninherits = "deprivileged"\ntitle = "mine"\n[detect]\nleaf = 0x40000000\nsignature = "minemineMINE"\n'
+HEAD = 'name = "mine"\ninherits = "deprivileged"\ntitle = "mine"\n'
+HEAD += '[detect]\nleaf = 0x40000000\nsignature = "minemineMINE"\n'
 TRAP = '[macros]\ntrap = "mov ebx, esp; mov eax, 1; int 0x99"\n'
 
 

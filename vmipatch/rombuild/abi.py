@@ -86,7 +86,6 @@ class Abi:
 def load(name: str) -> Abi:
     """The ABI of that name; raises :class:`UsageError` if there is none, :class:`SpecError` if it is wrong."""
     spec, lineage = _merged(name)
-    file = f"specs/abi/{name}.toml"
     clobbers = spec["clobbers"]
     calls: dict[str, Call] = {}
     seen: dict[int, str] = {}
