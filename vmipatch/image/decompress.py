@@ -60,8 +60,8 @@ def _damage() -> tuple[type[Exception], ...]:
     import lzma
     import zlib
 
-    # RuntimeError: lz4.block and zstandard's base class are that; OSError and ValueError: bz2.
-    return (_Damaged, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, RuntimeError)
+    # OSError and ValueError: what bz2 raises.
+    return (_Damaged, zlib.error, lzma.LZMAError, OSError, ValueError)
 
 
 def _pieces(packed: bytes, format: str, limit: int) -> Iterator[bytes]:
@@ -152,5 +152,9 @@ def _lz4(packed: bytes) -> Iterator[bytes]:
             return
         if at + size > len(packed):
             raise _Damaged("it ends early")
-        yield lz4.block.decompress(packed[at : at + size], uncompressed_size=_LZ4_BLOCK)
+        try:
+            piece = lz4.block.decompress(packed[at : at + size], uncompressed_size=_LZ4_BLOCK)
+        except lz4.block.LZ4BlockError as error:
+            raise _Damaged(str(error)) from error
+        yield piece
         at += size

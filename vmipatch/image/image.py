@@ -7,19 +7,17 @@ is first asked for.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from functools import cached_property
 from mmap import mmap
 from os import PathLike
 
 from vmipatch.errors import AddressError, ImageError
-from vmipatch.image import banner, exports, kallsyms, kaslr, pageoffset, symtab, systemmap
+from vmipatch.image import banner, kaslr, origins, pageoffset
 from vmipatch.image.bzimage import Payload
-from vmipatch.image.kallsyms import Kallsyms
 from vmipatch.image.kaslr import Relocations
-from vmipatch.image.model import AddressMap, Section, Segment, no_bytes
+from vmipatch.image.model import AddressMap, Section, SectionMap, Segment, no_bytes
 from vmipatch.image.module import Linked, Relocation
-from vmipatch.image.symbols import Loader, Symbols, Table
+from vmipatch.image.symbols import Symbols
 
 # No kernel has its constants further on; a raw dump of a whole memory may go on for long.
 _MAX_SEARCHED = 1 << 30
@@ -83,20 +81,17 @@ class Image:
     def _by_name(self) -> dict[str, Section]:
         return {s.name: s for s in reversed(self.sections)}
 
-    @cached_property
-    def _by_address(self) -> tuple[list[int], list[Section]]:
-        placed = sorted((s for s in self.sections if s.alloc and s.size), key=lambda s: s.address)
-        return [s.address for s in placed], placed
-
     def section(self, name: str) -> Section | None:
         """The first section of that name."""
         return self._by_name.get(name)
 
+    @cached_property
+    def _section_map(self) -> SectionMap:
+        return SectionMap(self.sections)
+
     def section_at(self, address: int) -> Section | None:
         """The section that is in memory at a virtual address."""
-        starts, placed = self._by_address
-        i = bisect_right(starts, address) - 1
-        return placed[i] if i >= 0 and address in placed[i] else None
+        return self._section_map.at(address)
 
     # Addresses
 
@@ -184,43 +179,13 @@ class Image:
 
         Using it raises :class:`ImageError` for a damaged symbol table or an unusable System.map.
         """
-        loaders: dict[str, Loader] = {"symtab": self._symtab, "exports": self._exports}
-        if self._system_map is not None:
-            loaders["System.map"] = self._read_system_map
-        if self.container != "module":
-            loaders["kallsyms"] = self._kallsyms
-        return Symbols(loaders, self.section_at)
-
-    def _symtab(self) -> Table:
-        relocatable = self.container == "module"
-        rows = symtab.read(self.data, self.path, self.bits, self.sections)
-        return Table(symtab.placed(rows, self.sections, relocatable=relocatable))
-
-    def _kallsyms(self) -> Kallsyms | None:
-        return kallsyms.find(self.data, self.bits, self._windows)
-
-    def _exports(self) -> Table:
-        found = exports.read(self.sections, self.bits, lambda s: self.read(s.address, s.file_size))
-        return Table((address, 0, self._kind(address), name) for name, address in found.items())
-
-    def _kind(self, address: int) -> str:
-        section = self.section_at(address)
-        return symtab.kind(section).upper() if section else "A"
-
-    def _read_system_map(self) -> Table:
-        assert self._system_map is not None
-        table = Table(systemmap.read(self._system_map))
-        exported = self._exports().by_name
-        shared = [name for name in exported if name in table.by_name]
-        wrong = [name for name in shared if table.by_name[name] != exported[name]]
-        if len(wrong) * 2 > len(shared):
-            name = min(wrong, key=exported.__getitem__)
-            raise ImageError(
-                f"this System.map is of another kernel than {self.path}: {name} is at "
-                f"{table.by_name[name]:#x} in the one, at {exported[name]:#x} in the other",
-                file=self._system_map,
-            )
-        return table
+        # Nothing of it may refer to the image, which would then live until it is collected as a cycle.
+        loaders = origins.loaders(
+            path=self.path, bits=self.bits, data=self.data, memory=self._memory, sections=self.sections,
+            section_map=self._section_map, windows=self._windows, module=self.container == "module",
+            system_map=self._system_map,
+        )  # fmt: skip
+        return Symbols(loaders, self._section_map)
 
     @cached_property
     def banner(self) -> str | None:

@@ -110,6 +110,21 @@ class AddressMap:
         return other + position - start
 
 
+class SectionMap:
+    """Which section is in memory at an address."""
+
+    __slots__ = ("_placed", "_starts")
+
+    def __init__(self, sections: Iterable[Section]) -> None:
+        self._placed = sorted((s for s in sections if s.alloc and s.size), key=lambda s: s.address)
+        self._starts = [s.address for s in self._placed]
+
+    def at(self, address: int) -> Section | None:
+        """The section, or None; where sections overlap, the one that starts last is asked."""
+        i = bisect_right(self._starts, address) - 1
+        return self._placed[i] if i >= 0 and address in self._placed[i] else None
+
+
 def no_bytes(address: int, length: int, *, file: str) -> AddressError:
     """The error for an address without bytes in the file."""
     what = "no byte" if length == 1 else f"not all of {length} bytes"

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Protocol
 
 from vmipatch.image.kallsyms import Kallsyms
-from vmipatch.image.model import Section
+from vmipatch.image.model import SectionMap
 
 
 class Source(Protocol):
@@ -62,10 +62,10 @@ _BY_ADDRESS = ("symtab", "System.map", "kallsyms", "exports")
 class Symbols:
     """What is where: by name, by address, or all of it."""
 
-    def __init__(self, loaders: dict[str, Loader], section_at: Callable[[int], Section | None]) -> None:
+    def __init__(self, loaders: dict[str, Loader], sections: SectionMap) -> None:
         self._loaders = loaders
         self._loaded: dict[str, Source | None] = {}
-        self._section_at = section_at
+        self._sections = sections
         self._low = self._high = 0
         self._names: dict[tuple[int, int], str] = {}
 
@@ -112,7 +112,7 @@ class Symbols:
             return None
         # Addresses are mostly asked in ascending order: the section is kept.
         if not self._low <= address < self._high:
-            section = self._section_at(address)
+            section = self._sections.at(address)
             if section is not None:
                 self._low, self._high = section.address, section.end
             else:
@@ -132,6 +132,7 @@ class Symbols:
                 source.entries if isinstance(source, Kallsyms) else map(source.entry, range(len(source.addresses)))
             )
             for address, entry in zip(source.addresses, entries, strict=True):
-                rows.setdefault((address, entry[1:]), entry[0])
+                # A damaged table can hold names of nothing.
+                rows.setdefault((address, entry[1:]), entry[:1] or "?")
         for (address, name), letter in sorted(rows.items()):
             yield address, letter, name
