@@ -292,7 +292,7 @@ def feature_words(cpu_data: bytes) -> tuple[int, ...]:
 
 
 def cpu_identity(cpu_data: bytes, release: tuple[int, int]) -> Identity:
-    """The head of struct cpuinfo_x86: family, vendor, model, stepping; model, family, vendor, - , stepping from 6.10."""
+    """The head of struct cpuinfo_x86: family, vendor, model, stepping; from 6.10 model, family, two more, stepping."""
     at = _vendor_at(cpu_data)
     vendor = cpu_data[at : at + 12].decode()
     if release >= (6, 10):

@@ -10,19 +10,20 @@ from vmipatch.cli.diff import diff
 from vmipatch.cli.patch import patch
 from vmipatch.cli.restore import restore
 from vmipatch.cli.rom import app as rom
+from vmipatch.cli.run import run
 from vmipatch.cli.scan import scan
 
 app = typer.Typer(
     name="vmipatch",
     help="Work on kernels that patch their own code: find every annotated paravirtual call site, rewrite it in "
-    "place, build VMI option ROMs.  (VMI is VMware's Virtual Machine Interface, 2005 to 2010.)",
+    "place, build VMI option ROMs, run kernels.  (VMI is VMware's Virtual Machine Interface, 2005 to 2010.)",
     epilog="Exit status: 0 clean, 1 findings, 2 wrong use or unusable input.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (scan, patch, diff, restore):
+for command in (scan, patch, diff, restore, run):
     app.command()(command)
 app.add_typer(rom, name="rom")
 

@@ -82,14 +82,17 @@ def native(cpu: str | None, features: Path | None, cpus: int | None, image: Imag
     """The CPU that the options name, if they name one."""
     from vmipatch.errors import UsageError
     from vmipatch.patch import Native
-    from vmipatch.patch.cpu import from_features, from_spec
+    from vmipatch.patch.cpu import flavour, from_features, from_spec
 
+    count = 1 if cpus is None else cpus
     if cpu is not None and features is not None:
         raise UsageError("--cpu and --features are two answers to one question: give one")
     if features is not None:
-        return Native(from_features(features), 1 if cpus is None else cpus)
+        return Native(from_features(features), count)
     if cpu is not None:
-        return Native(from_spec(cpu, parse(kernel) or image.version), 1 if cpus is None else cpus)
+        release = parse(kernel) or image.version
+        found = from_spec(cpu, release, bits=image.bits, flavour=flavour(image.banner), cpus=count)
+        return Native(found, count)
     return None
 
 
