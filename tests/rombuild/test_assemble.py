@@ -106,6 +106,16 @@ def test_gnu_as_agrees(source: str, tmp_path: Path) -> None:
     assert len(ours) <= len(wanted) + 2
 
 
+@pytest.mark.parametrize(("fill", "size"), [(126, 2), (127, 2), (128, 6), (129, 6)])
+def test_short_branches_reach_what_they_say(fill: int, size: int) -> None:
+    forward = assemble("je away\n" + "nop\n" * fill + "away: ret").code
+    assert len(forward) == size + fill + 1
+    assert disassembled(forward)[0][1] == str(fill + 1)
+    back = assemble("away: ret\n" + "nop\n" * (fill - 2) + "jne away").code
+    assert len(back) == 1 + fill - 2 + (2 if fill <= 127 else 6)
+    assert disassembled(back)[-1][1] == "0"
+
+
 def disassembled(code: bytes) -> list[tuple[str, ...]]:
     import capstone
 

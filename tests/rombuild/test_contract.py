@@ -45,6 +45,9 @@ STUBS = [
     # (call, stub, ABI, what the error says, the line's text)
     ("CLTS", "mov ebx, 1", "vmi-3.0", "ebx changed", None),
     ("CLTS", "push eax", "vmi-3.0", "not level", None),
+    ("CLTS", "push dword ptr [esp]", "vmi-3.0", "not level", None),
+    ("CLTS", "test eax, eax; jne end; mov ebx, 1; end: ret", "vmi-3.0", "ebx changed", None),
+    ("CLTS", "test eax, eax; je bad; ret; bad: mov ebx, 1", "vmi-3.0", "ebx changed", None),
     ("CLTS", "pop eax; push eax", "vmi-3.0", "return address", "pop eax"),
     ("CLTS", "lea esp, [esp + 4]; ret", "vmi-3.0", "not level", None),
     ("CLTS", "push ebx; mov ebx, 1; test eax, eax; je out; pop ebx; out: ret", "vmi-3.0", "level", None),

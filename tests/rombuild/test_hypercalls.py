@@ -76,6 +76,50 @@ def test_init_asks_only_its_own_hypervisor(hypervisor: str, abi: str) -> None:
 
 
 @pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
+@pytest.mark.parametrize("at_byte", [0, 5, 11])
+def test_init_compares_the_whole_signature(hypervisor: str, at_byte: int) -> None:
+    signature = bytearray(SIGNATURES[hypervisor])
+    signature[at_byte] ^= 0x20
+    guest = Guest(rom(hypervisor, "vmi-3.0").data)
+    signed_in(guest, bytes(signature))
+    assert guest.call(0x80)["eax"] == 0xFFFFFFFF
+    assert guest.traps == []
+
+
+@pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
+def test_linear_mappings(hypervisor: str) -> None:
+    guest = Guest(rom(hypervisor, "vmi-3.0").data, ring=1)
+    for slot in range(6):
+        guest.call(at(hypervisor, 48), 0x100 + slot, eax=slot, edx=0xC0000000 + (slot << 24), ecx=slot + 1)
+    for slot in range(4):
+        where = TOP + 0xE40 + 16 * slot
+        wanted = [0xC0000000 + (slot << 24), (slot + 1) << 12, (0x100 + slot) << 12, 0]
+        assert words(guest, where, 4) == wanted
+    assert words(guest, TOP + 0xE80, 8) == [0] * 8
+
+
+def test_the_end_of_a_mapping() -> None:
+    """Xen writes machine addresses: the last word of a mapping has one, the next has none."""
+    guest = Guest(rom("xen", "vmi-3.0").data, ring=1)
+    guest.call(at("xen", 48), 0x500, eax=2, edx=DATA, ecx=1)
+    guest.call(at("xen", 48), 0x700, eax=1, edx=DATA + 0x2000, ecx=1)
+    seen: list[list[int]] = []
+    guest.on_trap = lambda kind, g: seen.append(words(g, g["ebx"], 2))
+    for address, wanted in (
+        (DATA, [0x500000, 0]),
+        (DATA + 0xFFC, [0x500FFC, 0]),
+        (DATA + 0x1000, None),
+        (DATA + 0x1FFC, None),
+        (DATA + 0x2000, [0x700000, 0]),
+        (DATA + 0x3000, None),
+    ):
+        seen.clear()
+        guest.call(at("xen", 38), eax=0x1067, edx=address, ecx=1)
+        assert seen == ([wanted] if wanted else []), hex(address)
+        assert (guest.u32(address) == 0x1067) == (wanted is None)
+
+
+@pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
 def test_init_again_is_done_already(hypervisor: str) -> None:
     guest = Guest(rom(hypervisor, "vmi-3.0").data, ring=1)
     assert guest.call(0x80)["eax"] == 0
@@ -131,7 +175,7 @@ def test_shadow_values(hypervisor: str) -> None:
     guest.write(TOP + 0xE1C, 0x6D0)
     guest.write(TOP + (8 if hypervisor in ("xen", "lguest") else 0xE14), 0xBADF00D)
     guest.uc.mem_write(TOP + 0xE20, bytes.fromhex("ff0000501bc0"))
-    guest.uc.mem_write(TOP + 0xE28, bytes.fromhex("ff0700601bc0"))
+    guest.uc.mem_write(TOP + 0xE28, bytes.fromhex("ff07006029d1"))
     assert guest.call(at(hypervisor, 19))["eax"] == 0x80050033
     assert guest.call(at(hypervisor, 20))["eax"] == 0xBADF00D
     assert guest.call(at(hypervisor, 21))["eax"] == 0x00345000
@@ -139,7 +183,7 @@ def test_shadow_values(hypervisor: str) -> None:
     guest.call(at(hypervisor, 7), eax=DATA)
     guest.call(at(hypervisor, 9), eax=DATA + 8)
     assert bytes(guest.uc.mem_read(DATA, 8)) == bytes.fromhex("ff0000501bc00000")
-    assert bytes(guest.uc.mem_read(DATA + 8, 8)) == bytes.fromhex("ff0700601bc00000")
+    assert bytes(guest.uc.mem_read(DATA + 8, 8)) == bytes.fromhex("ff07006029d10000")
 
 
 def test_xen_page_tables() -> None:
@@ -312,10 +356,11 @@ def test_lguest() -> None:
         _, r = guest.traps[-1]
         assert [r[x] for x in ("eax", "edx", "ebx", "ecx")] == [hypercall, 2, 0x3333, 0x4444]
         assert words(guest, table + 16, 2) == [0x3333, 0x4444]
-    guest.write(TOP + 12, 1_200_000_000)
-    guest.write(TOP + 16, 987_654_321)
-    after = guest.call(at("lguest", 70))
-    assert after["edx"] << 32 | after["eax"] == 1_200_000_000_987_654_321
+    for seconds, nanoseconds in ((1_200_000_000, 987_654_321), (4, 999_999_999), (1_291_845_633, 999_999_999)):
+        guest.write(TOP + 12, seconds)
+        guest.write(TOP + 16, nanoseconds)
+        after = guest.call(at("lguest", 70))
+        assert after["edx"] << 32 | after["eax"] == seconds * 1_000_000_000 + nanoseconds
 
 
 def test_kvm_mmu_op() -> None:
@@ -329,6 +374,7 @@ def test_kvm_mmu_op() -> None:
         (39, [1], {"eax": 0x67, "edx": 9, "ecx": entry}, [1, 0, 0x10000000 + entry, 0, 0x67, 9]),
         (47, [], {"eax": 1}, [2, 0]),
         (45, [], {"eax": 0x12345, "edx": 1}, [3, 0, 0x12345000, 0]),
+        (45, [], {"eax": 0xFEDCBA, "edx": 1}, [3, 0, 0xDCBA000 | 0xE0000000, 0xF]),
     ):
         guest.call(at("kvm", number), *stack, **given)
         kind, registers = guest.traps[-1]
