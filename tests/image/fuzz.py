@@ -119,7 +119,8 @@ def exercise(path: Path, base: int | None = None) -> bool:
         _ = image.banner, image.version, image.relocations, image.symbols.sources
         for relocation in image.module_relocations():
             image.relocation_at(relocation.address)
-        _ = image.page_offset
+        if image.container != "module":
+            _ = image.page_offset
     except VmipatchError as error:
         if "\n" in str(error):
             raise AssertionError("an error of more than one line") from error

@@ -72,8 +72,8 @@ def test_by_name_prefers_the_global_symbol() -> None:
     rows[40] = (rows[40][0], "t", "static")
     found = decode(rows, 32, "relative", "6.4")
     assert found is not None
-    assert found.by_name["twice"] == rows[20][0]
-    assert found.by_name["static"] == rows[30][0]
+    assert found.lookup("twice") == rows[20][0]
+    assert found.lookup("static") == rows[30][0]
 
 
 @pytest.mark.parametrize("damage", ["index", "marker", "name", "count", "addresses"])

@@ -169,3 +169,15 @@ def test_nine_thousand_addresses_are_cheap(tmp_path: Path) -> None:
     assert found[1] == ("function_number_2", 11)
     assert found[8999] == (f"function_number_{139 * 8999 // 64}", 139 * 8999 % 64)
     assert spent < 0.5
+
+
+def test_a_system_map_without_end_is_refused(tmp_path: Path) -> None:
+    data = with_symtab().build()
+    path = tmp_path / "System.map"
+    path.write_bytes(b"c1000000 T x\n" * 600_000)
+    with pytest.raises(ImageError, match="more than 524288 symbols"):
+        opened(tmp_path, data, system_map=path).symbols.lookup("x")
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match="bytes are no System"):
+        opened(tmp_path, data, system_map=path).symbols.lookup("x")

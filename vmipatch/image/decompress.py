@@ -24,7 +24,7 @@ MAGICS = {
     "lzo": b"\x89LZO\0\r\n\x1a\n",
 }
 # Enough for any kernel without debugging symbols, and what a hostile file may cost.
-MAX_UNPACKED = 1 << 28
+MAX_UNPACKED = 160 << 20
 _STEP = 1 << 20
 _LZ4_BLOCK = 8 << 20  # the legacy format's block, unpacked
 

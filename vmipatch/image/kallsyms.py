@@ -26,7 +26,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from mmap import mmap
 
 from vmipatch.image.search import find_all
@@ -38,7 +38,9 @@ _DIGITS = b"".join(b"%d\0" % d for d in range(10))
 _MAX_TOKEN_TABLE = 256 * 512
 _MAX_SYMBOLS = 1 << 19
 _MIN_BLOCK, _MAX_BLOCK = 256 * 2, 256 * (512 + 3)
-_MAX_TABLES = 2
+# How many of each are looked at: places that may be token tables, token tables, markers for each of
+# them, places for the number of symbols for each of those, and walks over all names.
+_MAX_HITS, _MAX_TABLES, _MAX_MARKERS, _MAX_PLACES, _MAX_WALKS = 1000, 2, 8, 500, 3
 _MAX_EXPANDED = 1 << 26
 # The first two markers, 0 and then a number from _MIN_BLOCK to about _MAX_BLOCK; looked for in steps.
 _FIRST_MARKERS = re.compile(rb"(?=\0\0\0\0.(?:[\2-\xff]\0|.[\1\2])\0|\0{8}.(?:[\2-\xff]\0|.[\1\2])\0)", re.DOTALL)
@@ -82,9 +84,12 @@ class Kallsyms:
                 pieces[at + 1] = ""
         return "".join(pieces[: self._starts[-1]]).split("\n")[1:]
 
+    def lookup(self, name: str) -> int | None:
+        """The address of a name; of symbols with one name the lowest global one, else the lowest."""
+        return self._by_name.get(name)
+
     @cached_property
-    def by_name(self) -> dict[str, int]:
-        """Name to address; of symbols with one name the lowest global one, else the lowest."""
+    def _by_name(self) -> dict[str, int]:
         pairs = list(zip(reversed(self.entries), reversed(self.addresses), strict=True))
         found = {entry[1:]: address for entry, address in pairs}
         found.update((entry[1:], address) for entry, address in pairs if entry[:1].isupper())
@@ -93,16 +98,17 @@ class Kallsyms:
 
 def find(data: bytes | mmap, bits: int, windows: list[tuple[int, int]]) -> Kallsyms | None:
     """The table in ``data``, or None; ``windows`` are the ranges of offsets to search, best first."""
-    tried = 0
+    tried: set[int] = set()
     for start, stop in windows:
-        for hit in find_all(data, _DIGITS, start, stop, limit=1000):
-            found = _token_table(data, hit)
-            if found is None:
+        for hit in find_all(data, _DIGITS, start, stop, limit=_MAX_HITS):
+            if hit in tried or len(tried) == _MAX_TABLES:
                 continue
-            table = _around(data, bits, *found)
-            tried += 1
-            if table is not None or tried == _MAX_TABLES:
-                return table
+            found = _token_table(data, hit)
+            if found is not None:
+                tried.add(hit)
+                table = _around(data, bits, *found)
+                if table is not None:
+                    return table
     return None
 
 
@@ -131,7 +137,7 @@ def _token_table(data: bytes | mmap, digits: int) -> tuple[list[str], int, int] 
 def _around(data: bytes | mmap, bits: int, tokens: list[str], table: int, index_end: int) -> Kallsyms | None:
     long = bits // 8
     longest = max(map(len, tokens))
-    for markers_at, markers in _markers(data, table, long):
+    for markers_at, markers in islice(_markers(data, table, long), _MAX_MARKERS):
         for count_at, names_at, starts in _names(data, markers_at, markers, long):
             addresses = _addresses(data, bits, len(starts) - 1, count_at, index_end)
             if addresses is None:
@@ -165,10 +171,14 @@ def _markers(data: bytes | mmap, table: int, long: int) -> Iterator[tuple[int, t
 
 def _rising(data: bytes | mmap, start: int, stop: int, size: int) -> tuple[int, ...]:
     """The words from ``start`` that can be markers: each a block of 256 names further than the one before."""
-    words = _words(data, start, min(stop - (stop - start) % size, start + (_MAX_SYMBOLS >> 8) * size), size)
     count = 1
-    while count < len(words) and _MIN_BLOCK <= words[count] - words[count - 1] <= _MAX_BLOCK:
-        count += 1
+    # Most candidates end soon: no need to read far.
+    for limit in (8, _MAX_SYMBOLS >> 8):
+        words = _words(data, start, min(stop - (stop - start) % size, start + limit * size), size)
+        while count < len(words) and _MIN_BLOCK <= words[count] - words[count - 1] <= _MAX_BLOCK:
+            count += 1
+        if count < limit:
+            break
     return tuple(words[:count])
 
 
@@ -181,13 +191,20 @@ def _names(
     low += (markers_at - low) % 4
     words = _words(data, low, markers_at, 4)
     smallest, largest = (len(markers) - 1) * 256 + 1, len(markers) * 256
-    for i in range((markers_at - markers[-1] - low) // 4 - 1, -1, -1):
-        if smallest <= words[i] <= largest:
-            for gap in sorted({4, long}):
-                names_at = low + i * 4 + gap
-                starts = _starts(data[names_at:markers_at], words[i], markers)
-                if starts is not None:
-                    yield low + i * 4, names_at, starts
+    places = [i for i in range((markers_at - markers[-1] - low) // 4) if smallest <= words[i] <= largest]
+    tries = 0
+    for i in places[: -_MAX_PLACES - 1 : -1]:
+        for gap in sorted({4, long}):
+            names_at = low + i * 4 + gap
+            # The first block alone rules out nearly everything.
+            if _starts(data[names_at : names_at + markers[1]], 256, markers[:1]) is None:
+                continue
+            starts = _starts(data[names_at:markers_at], words[i], markers)
+            if starts is not None:
+                yield low + i * 4, names_at, starts
+            tries += 1
+            if tries == _MAX_WALKS:
+                return
 
 
 def _starts(names: bytes, count: int, markers: tuple[int, ...]) -> list[int] | None:

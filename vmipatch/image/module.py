@@ -20,20 +20,22 @@ from mmap import mmap
 from vmipatch.errors import ImageError
 from vmipatch.image.elf import Elf
 from vmipatch.image.model import SHT_REL, SHT_RELA, Section
-from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, SHN_UNDEF, STT_SECTION, RawSymbol
+from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, SHN_UNDEF, STT_SECTION, Rows
 
 BASE = {32: 0xF8000000, 64: 0xFFFFFFFFC0000000}
 # All of i386's module area below the fixed mappings; more than any x86-64 module.
 _ROOM = {32: 0x07000000, 64: 0x20000000}
 _MAX_ALIGN = 1 << 16
-_MAX_RELOCATIONS = 1 << 20
+_MAX_RELOCATIONS = 1 << 19
 
-# System V ABI, Intel386 and AMD64 supplements, "Relocation Types": number -> (bytes of the field, relative).
-_TYPES: dict[int, dict[int, tuple[int, bool]]] = {
-    32: {1: (4, False), 2: (4, True), 4: (4, True)},  # R_386_32, _PC32, _PLT32
+_32, _64 = (1 << 32) - 1, (1 << 64) - 1
+# System V ABI, Intel386 and AMD64 supplements, "Relocation Types": number to the bytes of the field,
+# whether it is relative to its own address, and a mask of its width.
+_TYPES: dict[int, dict[int, tuple[int, bool, int]]] = {
+    32: {1: (4, False, _32), 2: (4, True, _32), 4: (4, True, _32)},  # R_386_32, _PC32, _PLT32
     64: {
-        1: (8, False), 2: (4, True), 4: (4, True),  # R_X86_64_64, _PC32, _PLT32
-        10: (4, False), 11: (4, False), 24: (8, True),  # R_X86_64_32, _32S, _PC64
+        1: (8, False, _64), 2: (4, True, _32), 4: (4, True, _32),  # R_X86_64_64, _PC32, _PLT32
+        10: (4, False, _32), 11: (4, False, _32), 24: (8, True, _64),  # R_X86_64_32, _32S, _PC64
     },
 }  # fmt: skip
 _NONE = 0
@@ -84,14 +86,12 @@ class Linked:
     relocations want from elsewhere.
     """
 
-    def __init__(
-        self, data: bytes | mmap, path: str, bits: int, sections: tuple[Section, ...], symbols: list[RawSymbol]
-    ) -> None:
+    def __init__(self, data: bytes | mmap, path: str, bits: int, sections: tuple[Section, ...], symbols: Rows) -> None:
         self._bits = bits
         self._path = path
         self._sections = {s.index: s for s in sections}
         self._symbols = symbols
-        self._values = [self._value(symbol) for symbol in symbols]
+        self._values = [self._value(value, index) for _, value, _, index in symbols.rows]
         # Address of the field: number of the symbol, addend, type.
         self._rows: dict[int, tuple[int, int, int]] = {}
         self.memory = bytearray(data)
@@ -100,7 +100,7 @@ class Linked:
             target = self._sections.get(table.info)
             if table.type in (SHT_REL, SHT_RELA) and target is not None and target.alloc:
                 missing |= self._link(data, table, target)
-        self.undefined = tuple(sorted({self._name(symbols[number]) for number in missing}))
+        self.undefined = tuple(sorted({self._name(number) for number in missing}))
 
     def relocation(self, address: int) -> Relocation | None:
         """The relocation of the field at a virtual address."""
@@ -108,7 +108,7 @@ class Linked:
         if row is None:
             return None
         number, addend, kind = row
-        return Relocation(address, self._name(self._symbols[number]), addend, kind, self._values[number])
+        return Relocation(address, self._name(number), addend, kind, self._values[number])
 
     def relocations(self) -> Iterator[Relocation]:
         """All of them, by address."""
@@ -131,40 +131,41 @@ class Linked:
             )  # fmt: skip
         shift, low = (8, 0xFF) if bits == 32 else (32, 0xFFFFFFFF)
         missing = set()
+        room, start, base = target.file_size, target.offset, target.address
         blob = data[table.offset : table.offset + table.size]
-        for i, (place, info, *addends) in enumerate(struct.iter_unpack(form, blob)):
-            number, kind = info >> shift, info & low
+        for i, row in enumerate(struct.iter_unpack(form, blob)):
+            place, number, kind = row[0], row[1] >> shift, row[1] & low
             if kind == _NONE:
                 continue
-            width, relative = types.get(kind, (0, False))
-            if not width or number >= len(values) or place + width > target.file_size:
+            width, relative, mask = types.get(kind, (0, False, 0))
+            if not width or number >= len(values) or place + width > room:
                 raise ImageError(
                     f"relocation {i} cannot be: type {kind}, symbol {number}, {target.name} + {place:#x}",
                     file=self._path, section=table.name, offset=table.offset + i * size,
                 )  # fmt: skip
-            offset = target.offset + place
-            addend = addends[0] if addends else _signed(data[offset : offset + width])
-            address = target.address + place
-            rows[address] = (number, addend, kind)
+            offset = start + place
+            addend = row[2] if with_addend else _signed(data[offset : offset + width])
+            rows[base + place] = (number, addend, kind)
             value = values[number]
             if value is None:
                 missing.add(number)
                 continue
-            value += addend - address if relative else addend
-            memory[offset : offset + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+            value += addend - base - place if relative else addend
+            memory[offset : offset + width] = (value & mask).to_bytes(width, "little")
         return missing
 
-    def _name(self, symbol: RawSymbol) -> str:
-        if symbol.type == STT_SECTION and not symbol.name:
-            section = self._sections.get(symbol.index)
+    def _name(self, number: int) -> str:
+        name_at, _, info, index = self._symbols.rows[number]
+        if info & 15 == STT_SECTION and not name_at:
+            section = self._sections.get(index)
             return section.name if section else ""
-        return symbol.name
+        return self._symbols.name(number)
 
-    def _value(self, symbol: RawSymbol) -> int | None:
-        if symbol.index == SHN_ABS:
-            return symbol.value
-        section = self._sections.get(symbol.index) if SHN_UNDEF < symbol.index < SHN_LORESERVE else None
-        return section.address + symbol.value if section is not None and section.alloc else None
+    def _value(self, value: int, index: int) -> int | None:
+        if index == SHN_ABS:
+            return value
+        section = self._sections.get(index) if SHN_UNDEF < index < SHN_LORESERVE else None
+        return section.address + value if section is not None and section.alloc else None
 
 
 def _signed(field: bytes) -> int:

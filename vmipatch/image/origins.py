@@ -14,6 +14,7 @@ from vmipatch.image import exports, kallsyms, symtab, systemmap
 from vmipatch.image.kallsyms import Kallsyms
 from vmipatch.image.model import Section, SectionMap
 from vmipatch.image.symbols import Loader, Table
+from vmipatch.image.symtab import SymbolTable
 
 
 def loaders(
@@ -34,13 +35,14 @@ def loaders(
     the ranges of offsets in which kallsyms is looked for.
     """
 
-    def read_symtab() -> Table:
-        rows = symtab.read(data, path, bits, sections)
-        return Table(symtab.placed(rows, sections, relocatable=module))
+    def read_symtab() -> SymbolTable:
+        return SymbolTable(symtab.read(data, path, bits, sections), sections, relocatable=module)
+
+    def exported() -> dict[str, int]:
+        return exports.read(sections, bits, lambda s: bytes(memory[s.offset : s.offset + s.file_size]))
 
     def read_exports() -> Table:
-        found = exports.read(sections, bits, lambda s: bytes(memory[s.offset : s.offset + s.file_size]))
-        return Table((address, 0, kind(address), name) for name, address in found.items())
+        return Table((address, 0, kind(address), name) for name, address in exported().items())
 
     def kind(address: int) -> str:
         section = section_map.at(address)
@@ -52,14 +54,14 @@ def loaders(
     def read_system_map() -> Table:
         assert system_map is not None
         table = Table(systemmap.read(system_map))
-        exported = read_exports().by_name
-        shared = [name for name in exported if name in table.by_name]
-        wrong = [name for name in shared if table.by_name[name] != exported[name]]
+        pairs = {name: (table.lookup(name), address) for name, address in exported().items()}
+        shared = {name: pair for name, pair in pairs.items() if pair[0] is not None}
+        wrong = {name: pair for name, pair in shared.items() if pair[0] != pair[1]}
         if len(wrong) * 2 > len(shared):
-            name = min(wrong, key=exported.__getitem__)
+            name, (there, here) = min(wrong.items(), key=lambda item: item[1][1])
             raise ImageError(
-                f"this System.map is of another kernel than {path}: {name} is at "
-                f"{table.by_name[name]:#x} in the one, at {exported[name]:#x} in the other",
+                f"this System.map is of another kernel than {path}: {name} is at {there:#x} in the one, "
+                f"at {here:#x} in the other",
                 file=system_map,
             )
         return table

@@ -9,9 +9,11 @@ Imports image.kallsyms and image.model.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from operator import itemgetter
 from typing import Protocol
 
 from vmipatch.image.kallsyms import Kallsyms
@@ -25,8 +27,7 @@ class Source(Protocol):
     def addresses(self) -> list[int]: ...
     def floor(self, address: int) -> int: ...
     def entry(self, index: int) -> str: ...
-    @property
-    def by_name(self) -> dict[str, int]: ...
+    def lookup(self, name: str) -> int | None: ...
 
 
 class Table:
@@ -46,9 +47,12 @@ class Table:
         row = self._rows[index]
         return row[2] + row[3]
 
+    def lookup(self, name: str) -> int | None:
+        """The address of a name; of symbols with one name the lowest of the least rank."""
+        return self._by_name.get(name)
+
     @cached_property
-    def by_name(self) -> dict[str, int]:
-        """Name to address; of symbols with one name the lowest of the least rank."""
+    def _by_name(self) -> dict[str, int]:
         return {row[3]: row[0] for row in sorted(self._rows, key=lambda r: (r[1], r[0]), reverse=True)}
 
 
@@ -90,7 +94,7 @@ class Symbols:
         for origin in _BY_NAME:
             source = self._source(origin)
             if source is not None:
-                address = source.by_name.get(name)
+                address = source.lookup(name)
                 if address is not None:
                     return address
         return None
@@ -126,13 +130,16 @@ class Symbols:
 
     def all(self) -> Iterator[tuple[int, str, str]]:
         """Every symbol: virtual address, kind letter of nm(1), name; by address, none twice."""
-        rows: dict[tuple[int, str], str] = {}
-        for source in self._found:
-            entries = (
-                source.entries if isinstance(source, Kallsyms) else map(source.entry, range(len(source.addresses)))
-            )
-            for address, entry in zip(source.addresses, entries, strict=True):
-                # A damaged table can hold names of nothing.
-                rows.setdefault((address, entry[1:]), entry[:1] or "?")
-        for (address, name), letter in sorted(rows.items()):
-            yield address, letter, name
+        rows = [zip(source.addresses, _entries(source), strict=True) for source in self._found]
+        last, seen = -1, set[str]()
+        # Merged and not collected: a damaged table can have names without end.
+        for address, entry in heapq.merge(*rows, key=itemgetter(0)):
+            if address != last:
+                last, seen = address, set()
+            if entry[1:] not in seen:
+                seen.add(entry[1:])
+                yield address, entry[:1] or "?", entry[1:]
+
+
+def _entries(source: Source) -> Iterable[str]:
+    return source.entries if isinstance(source, Kallsyms) else map(source.entry, range(len(source.addresses)))

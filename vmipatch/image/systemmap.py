@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import islice
 from os import PathLike
 
 from vmipatch.errors import ImageError
 
 _LINE = re.compile(rb"^([0-9a-fA-F]{8,16}) ([A-Za-z?]) ([^\s]{1,512})(?:\t\[[^\]\n]*\])?\r?$", re.MULTILINE)
-_MAX_SIZE = 1 << 26
+# A kernel with all its static data has a quarter of a million symbols, in 10 MB of text.
+_MAX_SIZE = 1 << 25
+_MAX_SYMBOLS = 1 << 19
 
 
 def read(path: str | PathLike[str]) -> list[tuple[int, int, str, str]]:
@@ -25,10 +28,12 @@ def read(path: str | PathLike[str]) -> list[tuple[int, int, str, str]]:
             text = file.read(_MAX_SIZE)
     except OSError as error:
         raise ImageError(f"cannot read the System.map: {error.strerror}", file=path) from error
-    found = [
-        (int(address, 16), 0 if letter.isupper() else 1, letter.decode(), name.decode("utf-8", "replace"))
-        for address, letter, name in _LINE.findall(text)
-    ]
-    if not found:
+    matches = [match.groups() for match in islice(_LINE.finditer(text), _MAX_SYMBOLS + 1)]
+    if not matches:
         raise ImageError("no line of it is a symbol: not a System.map, or a placeholder for one", file=path)
-    return found
+    if len(matches) > _MAX_SYMBOLS:
+        raise ImageError(f"more than {_MAX_SYMBOLS} symbols are no System.map", file=path)
+    return [
+        (int(address, 16), 0 if letter.isupper() else 1, letter.decode(), name.decode("utf-8", "replace"))
+        for address, letter, name in matches
+    ]
