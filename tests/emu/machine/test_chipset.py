@@ -246,18 +246,19 @@ def test_fw_cfg_items(bus: Bus, memory: PlainMemory) -> None:
     assert item(bus, 0, 6) == b"QEMU\0\0"
     assert item(bus, 3, 8) == (64 << 20).to_bytes(8, "little")
     assert item(bus, 0x3FFF, 4) == bytes(4)
-    directory = item(bus, 0x19, 4 + 128)
-    assert directory[:4] == b"\0\0\0\2"
+    directory = item(bus, 0x19, 4 + 192)
+    assert directory[:4] == b"\0\0\0\3"
     assert directory[4:12] == b"\0\0\0\2\0\x20\0\0"
     assert directory[12:68].rstrip(b"\0") == b"etc/a"
-    assert directory[76:132].rstrip(b"\0") == b"genroms/b.rom"
-    assert item(bus, 0x21, 3) == b"bbb"
+    assert directory[140:196].rstrip(b"\0") == b"genroms/b.rom"
+    assert item(bus, 0x22, 3) == b"bbb"
+    assert item(bus, 0x21, 20) == bytes(8) + (64 << 20).to_bytes(8, "little") + b"\1\0\0\0"
 
 
 def test_fw_cfg_dma(bus: Bus, memory: PlainMemory) -> None:
     configured(bus, memory)
     assert bus.port_read(0x514, 4).to_bytes(4, "little") + bus.port_read(0x518, 4).to_bytes(4, "little") == b"QEMU CFG"
-    request = (0x210000 | 8 | 2).to_bytes(4, "big") + (3).to_bytes(4, "big") + (0x2000).to_bytes(8, "big")
+    request = (0x220000 | 8 | 2).to_bytes(4, "big") + (3).to_bytes(4, "big") + (0x2000).to_bytes(8, "big")
     memory.write(0x1000, request)
     bus.port_write(0x514, 4, 0)
     bus.port_write(0x518, 4, int.from_bytes((0x1000).to_bytes(4, "big"), "little"))

@@ -15,6 +15,7 @@ from vmipatch.emu.machine.device import Device
 
 SIGNATURE, IDENT, RAM_SIZE, NOGRAPHIC, CPUS, BOOT_MENU, MAX_CPUS = 0x00, 0x01, 0x03, 0x04, 0x05, 0x0E, 0x0F
 DIRECTORY, FIRST_FILE = 0x19, 0x20
+KEY_MASK = 0xBFFF  # bit 14 is the write channel, bit 15 an architecture's own items
 DMA_ERROR, DMA_READ, DMA_SKIP, DMA_SELECT, DMA_WRITE = 1, 2, 4, 8, 16
 MAX_TRANSFER = 1 << 24
 
@@ -35,7 +36,8 @@ class FirmwareConfig(Device):
             CPUS: (1).to_bytes(2, "little"),
             MAX_CPUS: (1).to_bytes(2, "little"),
         }
-        self._directory()
+        # Packed as the processor sees it: start, length, type 1 for RAM.
+        self.add_file("etc/e820", bytes(8) + ram_bytes.to_bytes(8, "little") + b"\1\0\0\0")
         self.reset()
 
     def attach(self, bus: Bus) -> None:
@@ -80,7 +82,7 @@ class FirmwareConfig(Device):
     def port_write(self, port: int, size: int, value: int) -> None:
         """Select an item."""
         if port == 0x510:
-            self.key, self.offset = value & 0x3FFF, 0
+            self.key, self.offset = value & KEY_MASK, 0
 
     def dma_read(self, port: int, size: int) -> int:
         """The interface's own signature, big-endian."""
@@ -106,7 +108,7 @@ class FirmwareConfig(Device):
         length = int.from_bytes(fields[4:8], "big")
         address = int.from_bytes(fields[8:16], "big")
         if control & DMA_SELECT:
-            self.key, self.offset = control >> 16 & 0x3FFF, 0
+            self.key, self.offset = control >> 16 & KEY_MASK, 0
         result = 0
         if control & DMA_READ:
             if length > MAX_TRANSFER or address + length > 1 << 32:
