@@ -40,7 +40,7 @@ def module() -> str:
         code.append(f"\n# ---- {part}.py\n")
         for node in rename.visit(ast.parse(source)).body:
             if isinstance(node, ast.ImportFrom):
-                if node.module and not node.module.startswith(("__future__", "vmipatch.emu.cpu")):
+                if node.module and node.module.rpartition(".")[2] not in (*PARTS, "__future__"):
                     imports.append(ast.unparse(node))
             elif isinstance(node, ast.Import):
                 imports.append(ast.unparse(node))
@@ -79,22 +79,22 @@ class _Rename(ast.NodeTransformer):
 
     def __init__(self, constants: dict[str, int]) -> None:
         self.constants = constants
-        self.on_objects = False
+        self.on_objects = True
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """Functions that work on Python objects keep their literals."""
+        """Only functions that run without the interpreter lock get their literals as C constants."""
         outer = self.on_objects
-        marks = {ast.unparse(d) for d in node.decorator_list}
-        self.on_objects = outer or bool(marks & {"calls_python", "exported"})
+        self.on_objects = not _runs_without_lock(node)
         self.generic_visit(node)
         self.on_objects = outer
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        """So do methods."""
-        self.on_objects = True
-        self.generic_visit(node)
-        self.on_objects = False
+        """Methods keep theirs."""
+        for item in node.body:
+            for inner in ast.walk(item):
+                if isinstance(inner, ast.Name):
+                    self.visit_Name(inner)
         return node
 
     def visit_Module(self, node: ast.Module) -> ast.Module:
@@ -138,27 +138,42 @@ def _is_declared(node: ast.Assign, constants: dict[str, int]) -> bool:
     return target.id in SCALARS or target.id == "COMPILED" or target.id.removeprefix(PREFIX) in constants
 
 
+def _types(node: ast.FunctionDef) -> tuple[list[str], str]:
+    """The C types of a function's arguments (empty: no annotation) and of its result."""
+    types = [ast.unparse(a.annotation) if a.annotation else "" for a in node.args.args]
+    result = ast.unparse(node.returns) if node.returns else ""
+    return types, {"None": "void"}.get(result, result if result in SCALARS else "object")
+
+
+def _runs_without_lock(node: ast.FunctionDef) -> bool:
+    """Whether a function deals in C values only."""
+    marks = {ast.unparse(d) for d in node.decorator_list}
+    types, kind = _types(node)
+    if marks & {"exported", "calls_python"} or kind == "object" or kind.startswith("p"):
+        return False
+    return all(t in SCALARS | CLASSES for t in types)
+
+
 def _function(node: ast.stmt) -> str:
     """A function as a C function, by its annotations and marks; plain Python if they are not C's."""
     assert isinstance(node, ast.FunctionDef)
     if node.name in MARKS or node.name == "cast":
         return ""
     marks = {ast.unparse(d) for d in node.decorator_list}
+    without_lock = _runs_without_lock(node)
     node.decorator_list = []
     _strip(node)
     arguments = node.args.args
-    types = [ast.unparse(a.annotation) if a.annotation else "" for a in arguments]
-    result = ast.unparse(node.returns) if node.returns else ""
+    types, kind = _types(node)
     if not all(t in SCALARS | CLASSES | {"object"} for t in types):
         return ast.unparse(node) + "\n"
-    kind = {"None": "void"}.get(result, result if result in SCALARS else "object")
     listed = ", ".join(f"{t} {a.arg}" for t, a in zip(types, arguments, strict=True))
     body = "\n".join("    " + line for item in node.body for line in ast.unparse(item).splitlines())
     if "exported" in marks:
         head = f"cpdef {'object' if kind == 'void' else kind} {node.name}({listed})"
     elif "calls_python" in marks:
         head = f"cdef {kind} {node.name}({listed}) noexcept with gil"
-    elif "object" in (*types, kind) or kind.startswith("p"):
+    elif not without_lock:
         head = f"cdef {kind} {node.name}({listed})" + ("" if kind == "object" else " noexcept")
     else:
         head = f"cdef {'inline ' if 'inline' in marks else ''}{kind} {node.name}({listed}) noexcept nogil"

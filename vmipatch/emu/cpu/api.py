@@ -15,7 +15,7 @@ from vmipatch.emu.cpu.run import hand_over, run_loop, settle
 from vmipatch.emu.cpu.segments import fill_segment, set_cpl, set_mode, update_all_tops
 from vmipatch.emu.cpu.state import TLB_ENTRIES, TLB_WORDS, Core
 from vmipatch.emu.cpu.system import arm_debug
-from vmipatch.emu.cpu.x87 import fpu_reset, fpu_set_tag, fpu_top
+from vmipatch.emu.cpu.x87 import fpu_put, fpu_raw, fpu_reset
 from vmipatch.emu.cpu.words import COMPILED, cast, exported, i64, mask32, u32
 
 
@@ -243,19 +243,13 @@ def reset_fpu(c: Core) -> None:
 @exported
 def get_st(c: Core, index: i64) -> object:
     """ST(index) as an 80-bit integer."""
-    at: i64 = (fpu_top(c) + index) & 7
-    return int(c.mm_high[at]) << 64 | (int(c.mm_low[at]) & 0xFFFFFFFFFFFFFFFF)
+    return fpu_raw(c, index)
 
 
 @exported
 def put_st(c: Core, index: i64, value: object) -> None:
     """Set ST(index) from an 80-bit integer; its tag becomes valid."""
-    at: i64 = (fpu_top(c) + index) & 7
-    whole: int = int(value)  # type: ignore[call-overload]
-    low: int = whole & 0xFFFFFFFFFFFFFFFF
-    c.mm_low[at] = low - (1 << 64) if low >> 63 else low
-    c.mm_high[at] = (whole >> 64) & 0xFFFF
-    fpu_set_tag(c, at, 0)
+    fpu_put(c, index, value)
 
 
 image_of: Any

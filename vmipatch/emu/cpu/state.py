@@ -260,6 +260,7 @@ class Core:
     fpu_tag: u32
     fpu_opcode: u32
     fpu_ip: u32
+    fpu_next_ip: u32
     fpu_cs: u32
     fpu_dp: u32
     fpu_ds: u32
