@@ -19,7 +19,7 @@ reader under test.  Every method returns the writer, so calls can be chained.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 R_386_32, R_386_PC32, R_386_PLT32 = 1, 2, 4
 R_X86_64_64, R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_32, R_X86_64_32S = 1, 2, 4, 10, 11
@@ -43,6 +43,7 @@ class _Section:
     link: int | str = 0
     info: int | str = 0
     entry_size: int = 0
+    physical: int | None = None
     offset: int = 0
 
 
@@ -88,12 +89,18 @@ class ElfWriter:
         link: int | str = 0,
         info: int | str = 0,
         entry_size: int = 0,
+        physical: int | None = None,
     ) -> ElfWriter:
-        """A section; ``flags`` of ``a`` (in memory), ``w``, ``x``; ``size`` is for ``nobits``."""
+        """A section; ``flags`` of ``a`` (in memory), ``w``, ``x``; ``size`` is for ``nobits``.
+
+        ``physical`` is where its segment is loaded, ``page_offset`` below its address unless given.
+        """
         bits = sum(_FLAG[f] for f in flags)
         number = _TYPE[type] if isinstance(type, str) else type
         length = len(data) if size is None else size
-        self._sections.append(_Section(name, bytes(data), address, bits, number, length, align, link, info, entry_size))
+        self._sections.append(
+            _Section(name, bytes(data), address, bits, number, length, align, link, info, entry_size, physical)
+        )
         return self
 
     def symbol(
@@ -155,7 +162,9 @@ class ElfWriter:
             base = 0xC0000000 if self.bits == 32 else 0xFFFFFFFF80000000
         for i, s in enumerate(loads):
             flags = 4 | (2 if s.flags & 1 else 0) | (1 if s.flags & 4 else 0)
-            physical = s.address - base if s.address >= base else s.address
+            physical = s.physical
+            if physical is None:
+                physical = s.address - base if s.address >= base else s.address
             place = (s.offset, s.address, physical, 0 if s.type == _TYPE["nobits"] else s.size, s.size)
             header = (1, *place, flags, 1) if self.bits == 32 else (1, flags, *place, 1)
             at = header_size + i * segment_size
@@ -218,5 +227,5 @@ class ElfWriter:
         sections.append(_Section(".strtab", bytes(strings), 0, 0, _TYPE["strtab"], len(strings), 1))
 
 
-def _copy(s: _Section) -> _Section:
-    return _Section(s.name, s.data, s.address, s.flags, s.type, s.size, s.align, s.link, s.info, s.entry_size)
+def _copy(section: _Section) -> _Section:
+    return replace(section)

@@ -148,6 +148,20 @@ def test_an_elf_without_segments_is_addressed_by_its_sections(tmp_path: Path) ->
     assert image.page_offset == 0xC0000000
 
 
+def test_per_cpu_data_has_the_address_of_its_link_and_that_of_its_load(tmp_path: Path) -> None:
+    elf = ElfWriter(bits=64)
+    elf.section(".text", TEXT, address=0xFFFFFFFF81000000, flags="ax")
+    elf.section(".data..percpu", DATA, address=0, flags="aw", physical=0x1020000)
+    image = opened(tmp_path, elf.build())
+    assert image.read(4, 4) == DATA[4:8]
+    assert image.read(0xFFFFFFFF81020004, 4) == DATA[4:8]
+    assert image.offset_of(4) == image.offset_of(0xFFFFFFFF81020004)
+    assert image.physical_of(4) == 0x1020004
+    assert image.virtual_of_physical(0x1020004) == 4
+    with pytest.raises(AddressError):
+        image.read(0xFFFFFFFF81020000 + len(DATA), 1)
+
+
 def test_other_page_offsets(tmp_path: Path) -> None:
     elf = ElfWriter(page_offset=0x80000000)
     elf.section(".text", TEXT, address=0x80100000, flags="ax")

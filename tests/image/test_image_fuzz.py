@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmipatch.image import open_image
 
-CASES = 1500
+CASES = 1000
 
 
 def test_the_images_that_are_mutated_open_whole(tmp_path: Path) -> None:

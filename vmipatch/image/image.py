@@ -110,6 +110,17 @@ class Image:
         )
 
     @cached_property
+    def _loaded_to_offset(self) -> AddressMap:
+        """Where segments lie that have an address of their own: x86-64 links its per-cpu data at 0, loads it
+        with the rest, and names it by that place (__per_cpu_load) in the table of what KASLR changes."""
+        mask = (1 << self.bits) - 1
+        return AddressMap(
+            ((s.physical + self.text_map) & mask, s.offset, s.file_size)
+            for s in self.segments
+            if self.bits == 64 and s.address < 1 << 32
+        )
+
+    @cached_property
     def _virtual_to_physical(self) -> AddressMap:
         return AddressMap((s.address, s.physical, s.memory_size) for s in self.segments)
 
@@ -123,11 +134,16 @@ class Image:
         if offset is None:
             offset = sections.find(address, length)
         if offset is None:
+            offset = self._loaded_to_offset.find(address, length)
+        if offset is None:
             raise no_bytes(address, length, file=self.path)
         return offset
 
     def offset_of(self, address: int) -> int:
-        """Virtual address to offset in :attr:`data`; :class:`AddressError` if the file has no byte there."""
+        """Virtual address to offset in :attr:`data`; :class:`AddressError` if the file has no byte there.
+
+        Per-cpu data of x86-64 has two addresses: the one that it is linked at, and where it is loaded.
+        """
         return self._locate(address, 1)
 
     def address_of(self, offset: int) -> int:
