@@ -236,15 +236,20 @@ class _Console:
         import sys
 
         self._streams = {"serial": sys.stdout.buffer, "debug": sys.stderr.buffer}
+        self._last = {"serial": 10, "debug": 10}
 
     def put(self, console: str, byte: int) -> None:
         stream = self._streams[console]
         stream.write(bytes((byte,)))
+        self._last[console] = byte
         if byte == 10:
             stream.flush()
 
     def finish(self) -> None:
-        for stream in self._streams.values():
+        """End the guest's last line: what follows is ours."""
+        for console, stream in self._streams.items():
+            if self._last[console] != 10:
+                stream.write(b"\n")
             stream.flush()
 
 

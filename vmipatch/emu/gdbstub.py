@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from vmipatch.emu.machine import linear
-from vmipatch.errors import EmulatorError
+from vmipatch.errors import EmulatorError, VmipatchError
 
 if TYPE_CHECKING:
     from vmipatch.emu.machine.machine import Machine, Outcome
@@ -25,6 +25,7 @@ SIGINT, SIGTRAP, SIGSEGV = 2, 5, 11
 GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags")
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 FPU = ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
+POINTERS = {"fiseg": "fpu_cs", "fioff": "fpu_ip", "foseg": "fpu_ds", "fooff": "fpu_dp", "fop": "fpu_opcode"}
 FLAGS = (
     ("CF", 0), ("", 1), ("PF", 2), ("AF", 4), ("ZF", 6), ("SF", 7), ("TF", 8), ("IF", 9), ("DF", 10), ("OF", 11),
     ("NT", 14), ("RF", 16), ("VM", 17), ("AC", 18), ("VIF", 19), ("VIP", 20), ("ID", 21),
@@ -170,7 +171,7 @@ class GdbServer:
             return False
         try:
             reply = self._answer(kind, packet, rest)
-        except (ValueError, IndexError, EmulatorError):
+        except (ValueError, IndexError, VmipatchError):
             reply = b"E01"
         if packet == b"QStartNoAckMode":
             self._send(b"OK")
@@ -226,19 +227,25 @@ class GdbServer:
 
     def _register(self, index: int) -> bytes:
         name, size = REGISTERS[index]
-        value = int(self.machine.cpu.get(name))
+        cpu = self.machine.cpu
+        value = int(getattr(cpu, POINTERS[name]) if name in POINTERS else cpu.get(name))
         return (value & (1 << 8 * size) - 1).to_bytes(size, "little").hex().encode()
 
     def _write_register(self, index: int, data: bytes) -> bytes:
         name, _ = REGISTERS[index]
-        self.machine.cpu.set(name, int.from_bytes(data, "little"))
+        value = int.from_bytes(data, "little")
+        if name in POINTERS:
+            setattr(self.machine.cpu, POINTERS[name], value)
+        else:
+            self.machine.cpu.set(name, value)
         return b"OK"
 
     def _write_all(self, data: bytes) -> bytes:
         at = 0
-        for index, (name, size) in enumerate(REGISTERS):
+        for index, (_, size) in enumerate(REGISTERS):
             part = data[at : at + size]
-            if len(part) == size and int.from_bytes(part, "little") != self.machine.cpu.get(name):
+            # Only what changed: writing a selector loads its descriptor anew.
+            if len(part) == size and part.hex().encode() != self._register(index):
                 self._write_register(index, part)
             at += size
         return b"OK"
