@@ -125,3 +125,11 @@ def parse(kernel: str | None) -> tuple[int, ...] | None:
     from vmipatch.patch.rules import parse_version
 
     return parse_version(kernel)
+
+
+def progress(text: str) -> None:
+    """What takes a while, on standard error, and only where a person watches."""
+    import sys
+
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)

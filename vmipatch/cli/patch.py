@@ -22,6 +22,7 @@ from vmipatch.cli.common import (
     native,
     open_and_scan,
     parse,
+    progress,
 )
 
 
@@ -71,6 +72,8 @@ def patch(
     planned = plan(opened, found, wanted, kernel=parse(kernel))
     if seal:
         planned = sealed(opened, found, planned, wanted)
+    if repack and not dry_run:
+        progress("packing the kernel again: this takes some seconds")
     if dry_run or output is None:
         changes = changes_of(opened, planned)
     else:
