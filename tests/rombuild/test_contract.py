@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from romguest import rom
 
 from vmipatch import facts
@@ -117,6 +121,12 @@ def test_a_routine_that_jumps_out_of_the_stack(tmp_path: Path) -> None:
     assert "level" in str(error) or "return address" in str(error)
 
 
+def test_macros_that_never_end(tmp_path: Path) -> None:
+    for macro in ("{more}", "{more}; " * 300):
+        error = refused(tmp_path, f'more = "{macro}"\n[calls]\nCLTS = "{{more}}"\n')
+        assert "more" in str(error)
+
+
 def test_unknown_call(tmp_path: Path) -> None:
     error = refused(tmp_path, '[calls]\nCPUID = "native"\nFrobnicate = "nop"\n')
     assert isinstance(error, SpecError)
@@ -159,8 +169,12 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         ('calls = 5\n' + HEAD + TRAP, "table"),
         (HEAD + TRAP + "[state]\nmine = [4090, 8, \"x\"]\n", "outside its page"),
         (HEAD + TRAP + "[state]\nmine = [0xE02, 4, \"x\"]\n", "overlaps"),
-        (HEAD + TRAP + "[state]\nmine = 7\n", "malformed"),
+        (HEAD + TRAP + "[state]\nmine = 7\n", "state: mine"),
         (HEAD + TRAP + "[calls]\nCLTS = 7\n", "not a text"),
+        (HEAD + TRAP + '[routines]\nIRET = "ret"\n', "no call's name"),
+        (HEAD + TRAP + '[routines]\nnothing = "ret"\n', "builder"),
+        (HEAD + TRAP + '[constants]\nX = "1"\n', "32-bit"),
+        ("only = 5\n" + HEAD + TRAP, "list of ABI names"),
     ],
 )  # fmt: skip
 def test_malformed_specs(tmp_path: Path, head: str, says: str | None) -> None:
@@ -171,6 +185,76 @@ def test_malformed_specs(tmp_path: Path, head: str, says: str | None) -> None:
     assert str(path) in str(caught.value)
     if says:
         assert says in str(caught.value)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 40), 1 << 40)
+    | st.text(max_size=12)
+    | st.sampled_from(["native", "gate"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["CLTS", "calls", "asm", "é"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+def toml(value: object) -> str:
+    """A value as TOML writes it inline."""
+    if value is None or isinstance(value, bool):
+        return str(bool(value)).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=True).replace("\\u007f", "?")
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(k)} = {toml(v)}' for k, v in value.items())} }}"
+    return str(value)
+
+
+KEYS = ["name", "title", "version", "license", "virtual_top", "default", "only", "inherits", "abstract"]
+TABLES = ["identity", "detect", "state", "constants", "macros", "init", "routines", "calls", "abi"]
+INNER = [
+    "vendor",
+    "device",
+    "class",
+    "product",
+    "leaf",
+    "signature",
+    "vif",
+    "trap",
+    "asm",
+    "CLTS",
+    "IRET",
+    "gate",
+    "vmi-3.0",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    top=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2),
+    inner=st.dictionaries(st.tuples(st.sampled_from(TABLES), st.sampled_from(INNER)), VALUES, max_size=3),
+    abi=st.sampled_from(["vmi-3.0", "vmi-13.0"]),
+)
+def test_any_spec_builds_or_is_refused(
+    top: dict[str, object], inner: dict[tuple[str, str], object], abi: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    keys = {"name": "mine", "inherits": "deprivileged", "title": "mine", **top}
+    tables = {
+        ("detect", "leaf"): 0x40000000,
+        ("detect", "signature"): "minemineMINE",
+        ("macros", "trap"): "int 0x99",
+        **inner,
+    }
+    text = "".join(f"{key} = {toml(value)}\n" for key, value in keys.items())
+    for table in TABLES:
+        text += f"[{table}]\n" + "".join(f'"{k}" = {toml(v)}\n' for (t, k), v in tables.items() if t == table)
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(text)
+    with contextlib.suppress(VmipatchError):
+        build(os.fspath(path), abi)
 
 
 def test_no_such_spec(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ assembly text, and keeps the file and the line where it stands, for errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ _KEYS = frozenset(
     ["name", "inherits", "abstract", "title", "version", "license", "virtual_top", "default", "only", *_TABLES]
 )
 _PAGE = 4096
+_NAME = re.compile(r"[A-Za-z_]\w{0,47}")
+_BUILT_IN = frozenset(["VMI_Init", "GetRelocationInfo", "nothing"])
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ def _merge(spec: dict[str, Any], text: str, file: str) -> dict[str, Any]:
     own["routines"] = _placed(own["routines"], text, file)
     own["calls"] = _placed(own["calls"], text, file)
     own["init"] = _placed({"asm": own["init"].get("asm")}, text, file, "[init]")
+    for name, table in own["abi"].items():
+        if not isinstance(table, dict) or not isinstance(table.get("calls", {}), dict):
+            raise SpecError(f'[abi."{name}".calls] is not a table', file=file)
+    _check_types(own, file)
     own["abi"] = {
         name: _placed(table.get("calls", {}), text, file, f'[abi."{name}".calls]') for name, table in own["abi"].items()
     }
@@ -139,6 +146,51 @@ def _merge(spec: dict[str, Any], text: str, file: str) -> dict[str, Any]:
     for name, table in base["abi"].items():
         merged["abi"][name] = {**table, **own["abi"].get(name, {})}
     return merged
+
+
+def _check_types(own: dict[str, Any], file: str) -> None:
+    """Raise :class:`SpecError` for a key whose value is of another kind than it must be."""
+
+    def need(fine: bool, key: str, kind: str) -> None:
+        if not fine:
+            raise SpecError(f"{key} must be {kind}", file=file)
+
+    def number(value: object, bits: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << bits
+
+    for key in ("name", "inherits", "title", "version", "license", "default"):
+        need(isinstance(own.get(key, ""), str), key, "a text")
+    need(isinstance(own.get("abstract", False), bool), "abstract", "true or false")
+    need(number(own.get("virtual_top", 0), 32), "virtual_top", "a 32-bit address")
+    only = own.get("only", [])
+    need(isinstance(only, list) and all(isinstance(name, str) for name in only), "only", "a list of ABI names")
+    for table in ("state", "constants", "macros", "routines"):
+        for name in own[table]:
+            need(bool(_NAME.fullmatch(name)) and name.isascii(), f"{table}: {name!r}", "a plain name")
+    for name, value in own["constants"].items():
+        need(number(value, 32), f"constants: {name}", "a 32-bit number")
+    for name, value in own["macros"].items():
+        need(isinstance(value, str) and "\n" not in value, f"macros: {name}", "a text of one line")
+    for name, value in own["state"].items():
+        sizes = isinstance(value, list) and len(value) == 3 and isinstance(value[2], str)
+        need(sizes and number(value[0], 16) and number(value[1], 16), f"state: {name}", "[offset, bytes, meaning]")
+    identity, detect = own["identity"], own["detect"]
+    for name in ("vendor", "device"):
+        need(number(identity.get(name, 0), 16), f"identity: {name}", "a 16-bit number")
+    for name in ("manufacturer", "product"):
+        need(isinstance(identity.get(name, ""), str), f"identity: {name}", "a text")
+    class_code = identity.get("class", [0, 0, 0])
+    need(
+        isinstance(class_code, list) and len(class_code) == 3 and all(number(part, 8) for part in class_code),
+        "identity: class",
+        "three bytes",
+    )
+    need(number(detect.get("leaf", 0), 32), "detect: leaf", "a 32-bit number")
+    need(isinstance(detect.get("signature", ""), str), "detect: signature", "a text")
+    taken = sorted({call for abi in abis.names() for call in abis.load(abi).calls} & set(own["routines"]))
+    need(not taken, f"routines: {taken[0] if taken else ''}", "no call's name")
+    built_in = sorted(_BUILT_IN & set(own["routines"]))
+    need(not built_in, f"routines: {built_in[0] if built_in else ''}", "none that the builder makes itself")
 
 
 def _placed(table: dict[str, Any], text: str, file: str, header: str | None = None) -> dict[str, Text]:

@@ -19,6 +19,7 @@ _LABEL = re.compile(r"(?m)(?:^|;)\s*([A-Za-z_]\w*):")
 _BASE = re.compile(r"\.rombase (e[a-d]x|e[sd]i|ebp)")
 _LAST = re.compile(r"(?:^|[;\n:])\s*([a-z]\w*)[^;\n:]*\s*$")
 _TEST = "push eax; mov eax, cs; test al, 3; pop eax; jne paravirt; "
+_MAX_EXPANDED = 10000  # macros in one ROM: ours have a hundred
 BASE_MARK = 0x7FFFFFF0  # stands for the offset of the POP in front of it, until the stub has its place
 _ENDS = frozenset(["ret", "jmp", "iretd", "sysexit", "ud2"])
 
@@ -46,6 +47,7 @@ class Writer:
     hypervisor: Hypervisor
     _values: dict[str, int] = field(default_factory=dict)
     _native: dict[str, str] = field(default_factory=dict)
+    _expanded: int = 0
 
     def __post_init__(self) -> None:
         """Collect the numbers that ``{name}`` may stand for."""
@@ -150,7 +152,8 @@ class Writer:
                 return str(self.abi.calls[section].number)
             if name in self._values:
                 return f"{self._values[name] + plus:#x}"
-            if name in self.hypervisor.macros and depth < 4:
+            self._expanded += 1
+            if name in self.hypervisor.macros and depth < 4 and self._expanded < _MAX_EXPANDED:
                 return self.expand(text, section, self.hypervisor.macros[name], depth + 1)
             line = text.line + (source or text.text).count("\n", 0, match.start())
             lacking = "" if text.file == self.hypervisor.file else f" in {self.hypervisor.file}"
