@@ -225,7 +225,7 @@ class _PrivateApt:
     def _available(self) -> Iterator[tuple[str, str]]:
         name = ""
         for line in self._run("apt-cache", "dumpavail").stdout.splitlines():
-            if line.startswith("Package: linux-"):
+            if line.startswith(("Package: linux-", "Package: memtest86+")):
                 name = line[9:].strip()
             elif not line:
                 name = ""

@@ -181,8 +181,9 @@ def test_host_bridge_and_power_management_registers(both: Both) -> None:
     both.read(0xCFC, size=4)
     both.write(0xCF8, 0x80000B80, 4)
     both.write(0xCFC, 1)
-    for offset, size in ((0, 2), (2, 2), (4, 2)):
-        both.read(0x600 + offset, size=size)
+    both.read(0x600, 0xFFFE, size=2)  # QEMU's timer status is set before the timer ever overflowed
+    both.read(0x602, size=2)
+    both.read(0x604, size=2)
     both.write(0x602, 0x0121, 2)
     both.read(0x602, size=2)
     both.write(0xB2, 0xF1)

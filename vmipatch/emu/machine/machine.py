@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FAILURES = frozenset(("triple fault", "halt", "asleep"))
 ASLEEP_NS = 600 * NS_PER_SECOND
-SCREEN_STEP = 2_000_000  # instructions between two looks at the screen for the end text
+SCREEN_NS = 20_000_000  # virtual time between two looks at the screen for the end text
 UNLIMITED = 1 << 62
 
 
@@ -110,7 +110,7 @@ class Machine:
         self._needle = until.encode("utf-8") if until else b""
         self._tails.clear()
         self._reason = None
-        look = cpu.instructions + SCREEN_STEP if until and self.board.vga else UNLIMITED
+        look = clock.now + SCREEN_NS if until and self.board.vga else NEVER
         while self._reason is None:
             clock.run_due()
             while self._deferred:
@@ -120,13 +120,14 @@ class Machine:
             if cpu.instructions >= stop_at:
                 self._reason = "limit"
                 break
-            if cpu.instructions >= look:
-                look = cpu.instructions + SCREEN_STEP
+            if clock.now >= look:
+                look = clock.now + SCREEN_NS
                 if self._on_screen(until or ""):
                     self._reason = "until"
                     break
             due = clock.next_deadline
-            target = min(stop_at, look, clock.instruction_at(due) if due < NEVER else UNLIMITED)
+            soon = min(due, look)
+            target = min(stop_at, clock.instruction_at(soon)) if soon < NEVER else stop_at
             if self.on_instruction is not None:
                 self.on_instruction(self)
                 target = cpu.instructions + 1
