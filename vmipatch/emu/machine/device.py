@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+MUTABLE = (list, bytearray, dict)
+
 
 class Device:
     """A device of the machine.
@@ -22,22 +24,19 @@ class Device:
         """The state after power-on or the reset line."""
         raise NotImplementedError
 
-    def save(self) -> tuple[Any, ...]:
-        """The device's state, an immutable-by-convention copy."""
-        return tuple([_copy(getattr(self, name)) for name in self.FIELDS])
+    def save(self) -> Any:
+        """The device's state; a copy that nobody changes."""
+        mine = self.__dict__
+        kept = {name: mine[name] for name in self.FIELDS}
+        changing = [name for name, value in kept.items() if type(value) in MUTABLE]
+        for name in changing:
+            kept[name] = kept[name].copy()
+        return kept, changing
 
     def restore(self, state: Any) -> None:
         """Bring back what :meth:`save` returned."""
-        for name, value in zip(self.FIELDS, state, strict=True):
-            setattr(self, name, _copy(value))
-
-
-def _copy(value: Any) -> Any:
-    kind = type(value)
-    if kind is list:
-        return value[:]
-    if kind is bytearray:
-        return bytearray(value)
-    if kind is dict:
-        return dict(value)
-    return value
+        kept, changing = state
+        mine = self.__dict__
+        mine.update(kept)
+        for name in changing:
+            mine[name] = kept[name].copy()

@@ -97,7 +97,7 @@ class Dma(Device):
         self.high.reset()
         self.pages = bytearray(16)
 
-    def save(self) -> tuple[Any, ...]:
+    def save(self) -> Any:
         """Controllers and pages."""
         return self.low.save(), self.high.save(), bytes(self.pages)
 

@@ -39,9 +39,9 @@ class Function(Device):
 
     def restore(self, state: Any) -> None:
         """Bring back what :meth:`save` returned; decoding follows only where it differs."""
-        (config,) = state
-        if config != self.config:
-            self.config = bytearray(config)
+        same = state[0]["config"] == self.config
+        super().restore(state)
+        if not same:
             self.changed(0, 256)
 
     def read(self, offset: int, size: int) -> int:
@@ -84,7 +84,7 @@ class Pci(Device):
         for function in self.functions.values():
             function.reset()
 
-    def save(self) -> tuple[Any, ...]:
+    def save(self) -> Any:
         """The address latch and every function."""
         return self.address, tuple([function.save() for function in self.functions.values()])
 

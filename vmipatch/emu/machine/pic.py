@@ -219,7 +219,7 @@ class PicPair(Device):
         self.slave.reset()
         self._cascade()
 
-    def save(self) -> tuple[Any, ...]:
+    def save(self) -> Any:
         """State of both chips."""
         return self.master.save(), self.slave.save()
 

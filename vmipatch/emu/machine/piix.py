@@ -11,7 +11,7 @@ port 0xB2 are those of QEMU's ``pc`` machine, which SeaBIOS expects.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vmipatch.emu.machine.bus import Bus
 from vmipatch.emu.machine.clock import Clock, ticks_at, time_of_tick
@@ -52,11 +52,6 @@ class IsaBridge(Function):
         self.reset_control = 0
         self.pirq_lines = 0
         super().reset()
-
-    def restore(self, state: Any) -> None:
-        """Bring back what ``save`` returned."""
-        config, self.reset_control, self.pirq_lines = state
-        self.config = bytearray(config)
 
     def set_pirq(self, number: int, asserted: bool) -> None:
         """Drive PIRQ A (0) to D (3); the routing register says which IRQ that is."""
@@ -124,12 +119,6 @@ class PowerManagement(Function):
         self.seen_toggles = self._toggles()
         super().reset()
         self._update()
-
-    def restore(self, state: Any) -> None:
-        """Bring back what ``save`` returned."""
-        for name, value in zip(self.FIELDS[1:], state[1:], strict=True):
-            setattr(self, name, value)
-        super().restore(state[:1])
 
     def changed(self, offset: int, size: int) -> None:
         """Follow the base address and its enable bit."""

@@ -269,7 +269,7 @@ class Pit(Device):
             channel.reset()
         self._update()
 
-    def save(self) -> tuple[Any, ...]:
+    def save(self) -> Any:
         """State of the three channels."""
         return tuple([channel.save() for channel in self.channels])
 
