@@ -41,6 +41,9 @@ def test_build_inspect_check(tmp_path: Path) -> None:
     iret = next(c for c in image["vmi"]["calls"] if c["name"] == "IRET")
     assert (iret["number"], iret["offset"]) == (39, 39 * 32)
     assert iret["code"][0]["text"] == "lea esp, [esp + 4]"
+    enable = next(c for c in image["vmi"]["calls"] if c["name"] == "EnableInterrupts")
+    assert enable["code"][0]["text"].startswith("jmp ")
+    assert "sti" in [i["text"] for i in enable["code"]]
 
 
 def test_three_images_in_one(tmp_path: Path) -> None:

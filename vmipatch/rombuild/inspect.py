@@ -219,6 +219,9 @@ def disassemble(image: Image, offset: int, limit: int = 96) -> list[Instruction]
         size, mnemonic, operands = found
         out.append(Instruction(offset, image.data[offset : offset + size], f"{mnemonic} {operands}".strip()))
         target = branch_target(mnemonic, operands)
+        if mnemonic == "jmp" and len(out) == 1 and target is not None and 0x80 <= target < len(image.data):
+            offset = reach = target  # a slot too small for its stub: show the stub
+            continue
         if target is not None and mnemonic != "call" and offset < target < offset + 256:
             reach = max(reach, target)
         offset += size
