@@ -53,6 +53,12 @@ def effective(c: Core, p: i64) -> i64:
 
 
 @inline
+def effective_simple(c: Core, p: i64) -> i64:
+    """:func:`effective` where there is no index and the address size is 32 bits."""
+    return mask32(c.reg[c.code8[p * 4 + 6]] + c.code[p + 3])
+
+
+@inline
 def read(c: Core, p: i64, seg: i64, ea: i64, size: i64) -> i64:
     """Read an operand."""
     if ea + size > c.read_top[seg]:
@@ -84,6 +90,26 @@ def write(c: Core, p: i64, seg: i64, ea: i64, value: u32, size: i64) -> i64:
     else:
         store8(c.host, linear + c.tlb[t + 3], value)
     return 0
+
+
+@inline
+def probe_read(c: Core, seg: i64, ea: i64, size: i64) -> i64:
+    """The place of an operand to be read, if the fast path covers it; -1 with nothing done if not."""
+    linear: u32 = mask32(ea + c.base[seg])
+    t: i64 = ((linear >> 12) & (TLB_ENTRIES - 1)) * 4 + c.user_set
+    if ea + size > c.read_top[seg] or c.tlb[t] != cast(i64, mask32(linear + (size - 1)) >> 12) << 12:
+        return -1
+    return linear + c.tlb[t + 3]
+
+
+@inline
+def probe_write(c: Core, seg: i64, ea: i64, size: i64) -> i64:
+    """The place of an operand to be written, if the fast path covers it; -1 with nothing done if not."""
+    linear: u32 = mask32(ea + c.base[seg])
+    t: i64 = ((linear >> 12) & (TLB_ENTRIES - 1)) * 4 + c.user_set
+    if ea + size > c.write_top[seg] or c.tlb[t + 1] != cast(i64, mask32(linear + (size - 1)) >> 12) << 12:
+        return -1
+    return linear + c.tlb[t + 3]
 
 
 @inline

@@ -9,6 +9,7 @@ from typing import Any
 
 from vmipatch.emu.cpu.access import linear_read, linear_write, stop_after
 from vmipatch.emu.cpu.blocks import flush_code
+from vmipatch.emu.cpu.decode import decode
 from vmipatch.emu.cpu.flags import get_eflags, set_flags
 from vmipatch.emu.cpu.paging import flush_page, flush_tlb, forget_code, slow_writes, translate
 from vmipatch.emu.cpu.run import hand_over, run_loop, settle
@@ -64,6 +65,20 @@ def load_decoder(c: Core, table: object) -> None:
     i: i64
     for i in range(len(words)):
         c.tables[i] = words[i]
+
+
+@exported
+def decode_length(c: Core, code: object, wide: i64) -> i64:
+    """The length of the instruction that up to 16 bytes begin with; ``wide`` is CS.D.
+
+    -1: it goes on behind them; -2: longer than 15 bytes; -3: no instruction.
+    """
+    i: i64
+    given: bytes = bytes(code)  # type: ignore[call-overload]
+    count: i64 = len(given) if len(given) < 16 else 16
+    for i in range(count):
+        c.instruction[i] = given[i]
+    return decode(c, 8, c.instruction, 0, count, wide)
 
 
 @exported

@@ -149,6 +149,8 @@ def decode(c: Core, p: i64, source: p8, at: i64, available: i64, key: i64) -> i6
     handler: u32 = c.tables[leaf + 1 + memory + 2 * size16]
     if handler == 0:
         return UNDEFINED
+    if size16 == 0 and c.tables[leaf + 7] and handler:
+        handler = fast_handler(c, leaf, handler, memory, address16, c.code8[b8 + 7])
     if mark & MARK_LOCK and (memory == 0 or (kinds & LEAF_LOCK) == 0):
         return UNDEFINED
     if (opcode >= 0xD8 and opcode <= 0xDF) and map_at == 0:
@@ -163,6 +165,16 @@ def decode(c: Core, p: i64, source: p8, at: i64, available: i64, key: i64) -> i6
     c.code8[b8 + 11] = mark
     c.code[p] = handler
     return n
+
+
+def fast_handler(c: Core, leaf: i64, handler: u32, memory: u32, address16: u32, index: i64) -> u32:
+    """The fast handler of a leaf, where the operand allows it, else the one given."""
+    fast: u32 = c.tables[leaf + 7] & 0xFFFF
+    if memory:
+        if address16 or index != ZERO:
+            return handler
+        fast = c.tables[leaf + 7] >> 16
+    return fast if fast else handler
 
 
 def address_32(c: Core, p: i64, source: p8, at: i64, n: i64, available: i64, modrm: u32) -> i64:

@@ -10,6 +10,7 @@ Numbers 0..6 are the records that are no instruction (see flow.py).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -155,8 +156,10 @@ class Leaf:
     a_from: int
     b_from: int
     immediate: int
-    # Handler numbers: register and memory form with 32-bit operands, then with 16-bit operands. -1: #UD.
-    handlers: list[int] = field(default_factory=lambda: [-1] * 4)
+    # Handler numbers: register and memory form with 32-bit operands, then with 16-bit operands; 0: #UD.
+    handlers: list[int] = field(default_factory=lambda: [0] * 4)
+    # Fast versions of the first two (see _fast); 0: none.
+    simple: list[int] = field(default_factory=lambda: [0] * 2)
 
 
 @dataclass
@@ -201,6 +204,59 @@ def _source(operand: str, size: int) -> str:
     if operand == "CL":
         return "c.reg[ECX] & 0xFF"
     return "c.code[p + 4]"
+
+
+def _fast(lines: list[str], slow: str) -> list[str] | None:
+    """A handler's common case: a 32-bit address without index, in a page that the TLB has; None if it has no use.
+
+    Where the case is another, the slow handler starts from the beginning, in
+    tail position: so the fast one calls nothing and needs no stack frame.
+    """
+    text = "\n".join(lines)
+    otherwise = f"if h < 0:\n    return {slow}(c, p)"
+    changed = text
+    for pattern, replacement in (
+        (
+            r"v: i64 = read\(c, p, segment_of\(c, p\), effective\(c, p\), (\d)\)\nif v < 0:\n    return FAULT",
+            r"h: i64 = probe_read(c, segment_of(c, p), effective_simple(c, p), \1)\nOTHERWISE\nv: i64 = load\1(c.host, h)",
+        ),
+        (
+            r"if write\(c, p, segment_of\(c, p\), effective\(c, p\), (.*), (\d)\) < 0:\n    return FAULT",
+            r"h: i64 = probe_write(c, segment_of(c, p), effective_simple(c, p), \2)\nOTHERWISE\nstore\2(c.host, h, \1)",
+        ),
+        (
+            r"h: i64 = modify\(c, p, segment_of\(c, p\), effective\(c, p\), (\d)\)\nif h < 0:\n    return FAULT",
+            r"h: i64 = probe_write(c, segment_of(c, p), effective_simple(c, p), \1)\nOTHERWISE",
+        ),
+        (
+            r"if push\(c, p, (.*), (\d)\) < 0:\n    return FAULT",
+            r"t: u32 = mask32(c.reg[ESP] - \2) & c.stack_mask\nh: i64 = probe_write(c, SS, t, \2)\nOTHERWISE\n"
+            r"store\2(c.host, h, \1)\nc.reg[ESP] = (c.reg[ESP] & ~c.stack_mask) | t",
+        ),
+        (
+            r"if check_target\(c, p, mask32\(v\)\) < 0 or push\(c, p, (.*), (\d)\) < 0:\n    return FAULT",
+            r"t: u32 = mask32(c.reg[ESP] - \2) & c.stack_mask\nh: i64 = probe_write(c, SS, t, \2)\n"
+            r"if v >= c.cs_top:\n    h = -1\nOTHERWISE\n"
+            r"store\2(c.host, h, \1)\nc.reg[ESP] = (c.reg[ESP] & ~c.stack_mask) | t",
+        ),
+        (
+            r"v: i64 = pop\(c, p, (\d)\)\nif v < 0:\n    return FAULT",
+            r"h: i64 = probe_read(c, SS, c.reg[ESP] & c.stack_mask, \1)\nOTHERWISE\n"
+            r"v: i64 = load\1(c.host, h)\ndrop(c, \1)",
+        ),
+        (
+            r"v: i64 = peek\(c, p, 0, (\d)\)\nif v < 0 or check_target\(c, p, mask32\(v\)\) < 0:\n    return FAULT",
+            r"h: i64 = probe_read(c, SS, c.reg[ESP] & c.stack_mask, \1)\nOTHERWISE\n"
+            r"v: i64 = load\1(c.host, h)\nif v >= c.cs_top:\n    h = -1\nOTHERWISE",
+        ),
+    ):
+        changed = re.sub(pattern, replacement, changed)
+    if changed == text or changed.count("h: i64") != 1:
+        return None
+    changed = changed.replace("modified(c, h)\n", "").replace("OTHERWISE", otherwise)
+    for size in (1, 2, 4):
+        changed = re.sub(rf"\b(load|store){size}\(", rf"\g<1>{8 * size}(", changed)
+    return changed.split("\n")
 
 
 class _Maker:
@@ -506,14 +562,35 @@ def _leaf(row: Row) -> tuple[Leaf, bool, bool]:
     return Leaf(row, row.has_modrm, a_from, b_from, immediate), register, memory
 
 
+class _Handlers:
+    """The handlers made so far; rows with the same body share one."""
+
+    def __init__(self) -> None:
+        self.names = [*FIXED]
+        self.sources: dict[str, str] = {}
+        self._by_body: dict[str, int] = {}
+
+    def number(self, row: Row, where: str, lines: list[str]) -> int:
+        """The number of the handler with this body, named after the first row that needs it."""
+        body = "\n".join(lines)
+        if body not in self._by_body:
+            base = f"h_{row.mnemonic}_{'_'.join(row.operands)}".rstrip("_").replace(",", "_")
+            if row.condition >= 0:
+                base += f"_{row.condition:x}"
+            name = f"{base}_{where}"
+            if name in self.sources:
+                name = f"{name}_{row.opcode:02x}"
+            self._by_body[body] = len(self.names)
+            self.sources[name] = _function(name, lines)
+            self.names.append(name)
+        return self._by_body[body]
+
+
 @cache
 def engine() -> Engine:
     """Make everything from the table."""
     maker = _Maker()
-    names = [*FIXED]
-    sources: dict[str, str] = {}
-    by_body: dict[str, str] = {}
-    numbers = {name: i for i, name in enumerate(names)}
+    handlers = _Handlers()
     leaves = []
     for row in rows():
         leaf, register, memory = _leaf(row)
@@ -523,23 +600,14 @@ def engine() -> Engine:
             lines = maker.lines(row, wide, is_memory)
             if lines is None:
                 continue
-            body = "\n".join(lines)
-            name = by_body.get(body)
-            if name is None:
-                where = "m" if is_memory else "r"
-                base = f"h_{row.mnemonic}_{'_'.join(row.operands)}".rstrip("_").replace(",", "_")
-                if row.condition >= 0:
-                    base += f"_{row.condition:x}"
-                name = f"{base}_{wide}{where}"
-                if name in sources:
-                    name = f"{name}_{row.opcode:02x}"
-                by_body[body] = name
-                sources[name] = _function(name, lines)
-                numbers[name] = len(names)
-                names.append(name)
-            leaf.handlers[index] = numbers[name]
+            where = f"{wide}{'m' if is_memory else 'r'}"
+            leaf.handlers[index] = handlers.number(row, where, lines)
+            if wide == 32:
+                fast = _fast(lines, handlers.names[leaf.handlers[index]])
+                if fast is not None:
+                    leaf.simple[int(is_memory)] = handlers.number(row, where + "f", fast)
         leaves.append(leaf)
-    return Engine(leaves, names, sources)
+    return Engine(leaves, handlers.names, handlers.sources)
 
 
 LEAF_WORDS = 8
@@ -560,8 +628,9 @@ def decoder_tables() -> list[int]:
 
     Two maps of 256 opcodes hold a leaf's place, 0 for #UD, or ``IS_GROUP`` and
     the place of 16 leaf places (register field, plus 8 for a register operand).
-    A leaf is flags and kinds, four handlers, the exit class, and whether its
-    relative jump may be linked.
+    A leaf is flags and kinds, four handlers, the exit class, whether its relative
+    jump may be linked, and the fast handlers of the 32-bit register and memory
+    form (in two halves of a word).
     """
     made = engine()
     table = [0] * LEAVES
@@ -572,8 +641,8 @@ def decoder_tables() -> list[int]:
         flags = (FLAG_MODRM if leaf.modrm else 0) | (FLAG_END if row.end else 0) | (FLAG_LOCK if row.lock else 0)
         exit_class = CLASSES.index(row.exit_class) + 1 if row.exit_class else 0
         kinds = flags | leaf.a_from << 4 | leaf.b_from << 8 | leaf.immediate << 12
-        handlers = [0 if h < 0 else h for h in leaf.handlers]
-        table += [kinds, *handlers, exit_class, int(row.mnemonic in ("jcc", "jmp", "call")), 0]
+        handlers = leaf.handlers
+        table += [kinds, *handlers, exit_class, int(row.mnemonic in ("jcc", "jmp", "call")), leaf.simple[0] | leaf.simple[1] << 16]
         slot = (TWO_BYTE_MAP if row.two_byte else ONE_BYTE_MAP) + row.opcode
         if row.group < 0:
             table[slot] = at

@@ -6,6 +6,7 @@ May import every part of the engine and forms.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,16 @@ def install() -> None:
     for part in PARTS:
         namespace.update(vars(importlib.import_module(f"vmipatch.emu.cpu.{part}")))
 
+    def define(name: str) -> None:
+        source = made.sources[name]
+        exec(source, namespace)
+        for other in re.findall(r"return (h_\w+)\(c, p\)", source):  # a fast handler's slow one
+            if other not in namespace:
+                define(other)
+
     def maker(number: int, name: str) -> Callable[[Any, int], int]:
         def first(c: Any, p: int) -> int:
-            exec(made.sources[name], namespace)
+            define(name)
             handler: Callable[[Any, int], int] = namespace[name]
             HANDLERS[number] = handler
             return handler(c, p)
