@@ -112,7 +112,8 @@ def _compress(texts: list[str]) -> tuple[list[bytes], list[str]]:
     tokens = [""] * 256
     for code in sorted({c for name in coded for c in name} | set(b"0123456789")):
         tokens[code] = chr(code)
-    free = [i for i in range(255, -1, -1) if not tokens[i]]
+    # The lowest codes too, which are also the second bytes of long lengths.
+    free = [i for i in (*range(20), *range(255, 127, -1)) if not tokens[i]]
     for new in free[:40]:
         pairs = Counter(pair for name in coded for pair in itertools.pairwise(name))
         if not pairs:

@@ -84,6 +84,13 @@ def test_without_payload_fields_the_payload_is_searched(tmp_path: Path) -> None:
     assert image.payload.length is None
 
 
+def test_setup_sectors_of_0_are_4(tmp_path: Path) -> None:
+    whole = bytearray(bzimage(compress(kernel(), "gzip")))
+    assert whole[0x1F1] == 4
+    whole[0x1F1] = 0
+    assert opened(tmp_path, bytes(whole)).data == kernel()
+
+
 def test_an_old_payload_is_bare_memory_placed_by_its_own_symbols(tmp_path: Path) -> None:
     tables = build(symbols(600, 0xC0100000), bits=32, addresses="absolute", era="2.6")
     memory = TEXT + bytes(-len(TEXT) % 8) + tables + b"Linux version 2.6.21 (us) #1\n\0" + bytes(40000)

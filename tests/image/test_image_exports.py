@@ -87,6 +87,15 @@ def test_older_tables_and_those_of_objects_count_too(tmp_path: Path) -> None:
     assert [image.symbols.lookup(f"from_{i}") for i in range(4)] == [0xC1000000 + 16 * i for i in range(4)]
 
 
+def test_names_that_start_inside_others_are_not_believed(tmp_path: Path) -> None:
+    blob, at = strings(NAMES)
+    data = b"".join(struct.pack("<II", 0xC1000000, 0xC1060000 + at[name] + 1) for name in NAMES)
+    elf = ElfWriter().section(".text", bytes(64), address=0xC1000000, flags="ax")
+    elf.section("__ksymtab", data, address=0xC1050000, flags="a")
+    elf.section("__ksymtab_strings", blob, address=0xC1060000, flags="ams")
+    assert opened(tmp_path, elf.build()).symbols.sources == ()
+
+
 @pytest.mark.parametrize("damage", ["odd size", "names elsewhere", "no strings"])
 def test_tables_that_fit_no_layout_give_nothing(tmp_path: Path, damage: str) -> None:
     data = kernel(32, True, 3, {"__ksymtab": exported(32)})

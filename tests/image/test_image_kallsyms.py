@@ -98,6 +98,28 @@ def test_tables_that_contradict_each_other_are_not_believed(damage: str) -> None
     assert kallsyms.find(bytes(data), 32, [(0, len(data))]) is None
 
 
+@pytest.mark.parametrize("addresses", ["absolute", "relative"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_addresses_that_do_not_rise_are_not_believed(addresses: str, bits: int) -> None:
+    rows = symbols(600, BASE[bits])
+    rows[300] = (rows[250][0], *rows[300][1:])
+    assert decode(rows, bits, addresses, "4.20") is None
+
+
+def test_names_that_end_before_the_markers_are_not_believed() -> None:
+    for count in range(600, 640):
+        rows = [(0xC1000000 + 16 * i, "T", f"name{i:04}" + "x" * (i % 3)) for i in range(count)]
+        data = bytearray(build(rows, bits=32, addresses="relative", era="2.6"))
+        tokens = kallsyms._token_table(bytes(data), data.index(b"0\0001\0002\0"))
+        assert tokens is not None
+        padding = tokens[1] - tokens[1] % 4 - 4 * ((count + 255) // 256) - 1
+        if data[padding] == 0:
+            data[padding] = 1
+            assert kallsyms.find(bytes(data), 32, [(0, len(data))]) is None
+            return
+    pytest.fail("none of these tables has padding")
+
+
 def test_nothing_in_nothing() -> None:
     assert kallsyms.find(b"", 32, [(0, 0)]) is None
     assert kallsyms.find(bytes(100000), 64, [(0, 100000)]) is None

@@ -37,6 +37,7 @@ def module(bits: int) -> ElfWriter:
         ko.relocation(".text", 1, R_386_PC32, "printk", -4)
         ko.relocation(".text", 8, R_386_32, "counter", 4)
         ko.relocation(".text", 20, R_386_PLT32, "init_module", -4)
+        ko.relocation(".text", 60, R_386_PC32, "f", 1)
         ko.relocation(".smp_locks", 0, R_386_PC32, ".text", 5)
         ko.relocation(".smp_locks", 4, R_386_32, ".init.text", 3)
         ko.relocation(".data", 8, R_386_32, "f")
@@ -45,6 +46,7 @@ def module(bits: int) -> ElfWriter:
         ko.relocation(".text", 1, R_X86_64_PLT32, "printk", -4)
         ko.relocation(".text", 8, R_X86_64_PC32, "counter", -4)
         ko.relocation(".text", 20, R_X86_64_PLT32, "init_module", -4)
+        ko.relocation(".text", 60, R_X86_64_PC32, "f", 1)
         ko.relocation(".smp_locks", 0, R_X86_64_PC32, ".text", 5)
         ko.relocation(".smp_locks", 4, R_X86_64_32S, ".init.text", 3)
         ko.relocation(".data", 8, R_X86_64_64, "f")
@@ -125,7 +127,7 @@ def test_relocations_can_be_asked_for(tmp_path: Path, bits: int) -> None:
     assert image.relocation_at(locks.address) == (".text", 5, R_386_PC32)
     assert image.relocation_at(text.address + 2) is None
     assert [r.symbol for r in image.module_relocations()] == [
-        "printk", "counter", "init_module", ".text", ".init.text", "f", "printk"
+        "printk", "counter", "init_module", "f", ".text", ".init.text", "f", "printk"
     ]  # fmt: skip
     # The self-relative lock entry names its site, five bytes into .text.
     field = int.from_bytes(image.read(locks.address, 4), "little", signed=True)
@@ -155,7 +157,7 @@ def test_compressed_modules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "kind", "words"),
-    [(1, 9, "type 9"), (63, R_386_32, r"\.text \+ 0x3f"), (0xFFFFFFF0, R_386_32, "relocation")],
+    [(1, 9, "type 9"), (61, R_386_32, r"\.text \+ 0x3d"), (0xFFFFFFF0, R_386_32, "relocation")],
 )
 def test_relocations_that_cannot_be(tmp_path: Path, offset: int, kind: int, words: str) -> None:
     ko = module(32).relocation(".text", offset, kind, "f")

@@ -32,6 +32,7 @@ def with_symtab(bits: int = 32) -> ElfWriter:
     elf.section(".rodata", bytes(0x1000), address=top + 0x20000, flags="a")
     elf.section(".bss", address=top + 0x30000, flags="aw", type="nobits", size=0x1000)
     elf.symbol("_text", top, ".text", type="notype")
+    elf.symbol("bare_label", top + 0x10, ".text", type="notype")
     elf.symbol("local_alias", top + 0x10, ".text", bind="local")
     elf.symbol("weak_alias", top + 0x10, ".text", bind="weak")
     elf.symbol("native_cli", top + 0x10, ".text", size=2)
@@ -72,12 +73,13 @@ def test_which_of_several_symbols_answers(tmp_path: Path) -> None:
 
 
 def stripped() -> bytes:
-    """Functions in kallsyms alone, data in the exports alone, as in a distribution's i386 kernel."""
+    """Functions in kallsyms, some of them and all data in the exports, as in a distribution's i386 kernel."""
+    functions = {"fill5": TOP + 0x700050, "exported_alias": TOP + 0x700060}
     rows = [(a, k, n) for a, k, n in symbols(600, TOP + 0x400000) if k in "tT"] + [
         (TOP + 0x700000 + 16 * i, "T", f"fill{i}") for i in range(400)
     ]
     tables = build(rows, bits=32, addresses="relative", era="6.2")
-    base = open_image_sections(kernel(32, True, 3, {"__ksymtab": exported(32)}))
+    base = open_image_sections(kernel(32, True, 3, {"__ksymtab": exported(32), "__ksymtab_gpl": functions}))
     base.section(".rodata", tables, address=TOP + 0x200000, flags="a", align=8)
     base.section(".init.text", bytes(0x400000), address=TOP + 0x400000, flags="ax")
     return base.build()
@@ -108,7 +110,11 @@ def test_kallsyms_and_exports_complete_each_other(tmp_path: Path) -> None:
     names = [name for _, _, name in find.all()]
     assert "fill399" in names
     assert "boot_cpu_data" in names
-    assert names.count("fill399") == 1
+    assert names.count("fill5") == 1
+    assert names.count("fill6") == names.count("exported_alias") == 1
+    # Of two names for one place that of kallsyms.
+    assert find.at(TOP + 0x700061) == ("fill6", 1)
+    assert find.lookup("exported_alias") == TOP + 0x700060
     addresses = [a for a, _, _ in find.all()]
     assert addresses == sorted(addresses)
 

@@ -113,7 +113,8 @@ def _sections(
                 )  # fmt: skip
             end = max(end, offset + size)
         found.append(Section(text, address, offset, size, flags, kind, link, info, align, entsize, i))
-    return tuple(found[1:] if found and raw[0][1] == 0 else found), end
+    # gABI: number 0 is no section.
+    return tuple(found[1:]), end
 
 
 def _name(names: bytes, at: int) -> str:

@@ -20,7 +20,7 @@ from mmap import mmap
 from vmipatch.errors import ImageError
 from vmipatch.image.elf import Elf
 from vmipatch.image.model import SHT_REL, SHT_RELA, Section
-from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, SHN_UNDEF, STT_SECTION, Rows
+from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, STT_SECTION, Rows
 
 BASE = {32: 0xF8000000, 64: 0xFFFFFFFFC0000000}
 # All of i386's module area below the fixed mappings; more than any x86-64 module.
@@ -164,7 +164,7 @@ class Linked:
     def _value(self, value: int, index: int) -> int | None:
         if index == SHN_ABS:
             return value
-        section = self._sections.get(index) if SHN_UNDEF < index < SHN_LORESERVE else None
+        section = self._sections.get(index) if index < SHN_LORESERVE else None
         return section.address + value if section is not None and section.alloc else None
 
 

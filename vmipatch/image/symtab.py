@@ -13,7 +13,7 @@ from mmap import mmap
 from vmipatch.errors import ImageError
 from vmipatch.image.model import SHT_NOBITS, SHT_SYMTAB, Section
 
-SHN_UNDEF, SHN_LORESERVE, SHN_ABS = 0, 0xFF00, 0xFFF1
+SHN_LORESERVE, SHN_ABS = 0xFF00, 0xFFF1
 STB_LOCAL, STB_WEAK = 0, 2
 STT_NOTYPE, STT_OBJECT, STT_SECTION, STT_FILE = 0, 1, 3, 4
 _RANK = {STB_LOCAL: 2, STB_WEAK: 4}
@@ -97,7 +97,7 @@ class SymbolTable:
                 number,
             )
             for number, (name, value, info, index) in enumerate(table.rows)
-            if name and index in bases and index != SHN_UNDEF and info & 15 not in (STT_SECTION, STT_FILE)
+            if name and index in bases and info & 15 not in (STT_SECTION, STT_FILE)
         )
         self.addresses = [row[0] for row in self._placed]
 
