@@ -198,3 +198,13 @@ def test_a_snapshot_of_a_running_kernel_goes_on_the_same() -> None:
         runs.append((outcome, machine.cpu.get("eip"), machine.cpu.get("esp"), machine.memory.read(0x1000000, 0x100000)))
         machine.restore(base)
     assert runs[0] == runs[1]
+
+
+def test_the_kernel_powers_the_machine_off() -> None:
+    """Input on the serial line wakes init, which asks for power-off: ACPI S5."""
+    machine, _ = boot_linux("686", "cryptomgr.notests")
+    machine.board.uart.receive(b"\n")
+    outcome = machine.run(limit=machine.cpu.instructions + 500_000_000)
+    text = machine.board.consoles.serial.decode("latin-1")
+    assert outcome.reason == "poweroff", text[-1000:]
+    assert "Power down" in text

@@ -298,12 +298,12 @@ class GdbServer:
     def _interrupted(self) -> bool:
         assert self._client is not None
         readable, _, _ = select.select([self._client], [], [], 0)
-        if not readable:
-            return False
-        data = self._client.recv(4096)
-        if not data:
-            raise Closed
-        self._input += data
+        if readable:
+            data = self._client.recv(4096)
+            if not data:
+                raise Closed
+            self._input += data
+        # It may have come along with the packet that started the guest.
         if 3 in self._input:
             self._input.remove(3)
             return True

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmipatch.emu.firmware import bios, boot, elf, linux, memory_map, multiboot, option_rom, pvh, rawrom
+from vmipatch.emu.firmware import acpi, bios, boot, elf, linux, memory_map, multiboot, option_rom, pvh, rawrom
 from vmipatch.errors import EmulatorError
 
 
@@ -213,3 +213,33 @@ def test_places() -> None:
     assert memory_map.place_high(0x1000, 3 << 30, 0x200000, 0x37FFFFFF, "x", None) == 0x37FFF000
     with pytest.raises(EmulatorError, match="more memory"):
         memory_map.place_high(0x1000, ram, ram - 0x800, 0x37FFFFFF, "x", None)
+
+
+def test_acpi_tables_add_up_and_name_each_other() -> None:
+    """ACPI 2.0, 5.2: every sum is 0; RSDP to RSDT to FADT to DSDT, FACS aligned to 64 bytes."""
+    data = acpi.tables()
+    base = memory_map.BIOS + acpi.TABLES
+
+    def table(address: int, signature: bytes) -> bytes:
+        at = address - base
+        (length,) = struct.unpack_from("<I", data, at + 4)
+        assert data[at : at + 4] == signature
+        assert sum(data[at : at + length]) & 0xFF == 0
+        return data[at : at + length]
+
+    assert base % 16 == 0
+    assert data[:8] == b"RSD PTR "
+    assert sum(data[:20]) & 0xFF == 0
+    rsdt = table(struct.unpack_from("<I", data, 16)[0], b"RSDT")
+    fadt = table(struct.unpack_from("<I", rsdt, 36)[0], b"FACP")
+    assert len(fadt) == 116
+    facs, dsdt = struct.unpack_from("<II", fadt, 36)
+    assert facs % 64 == 0
+    assert struct.unpack_from("<H", fadt, 46)[0] == 9
+    assert struct.unpack_from("<I", fadt, 56)[0] == 0x600
+    assert struct.unpack_from("<I", fadt, 64)[0] == 0x604
+    assert struct.unpack_from("<I", fadt, 76)[0] == 0x608
+    assert struct.unpack_from("<I", fadt, 80)[0] == 0xAFE0
+    assert (fadt[88], fadt[89], fadt[91], fadt[92]) == (4, 2, 4, 4)
+    assert struct.unpack_from("<H", fadt, 109)[0] == 3
+    assert b"_S5_\x12\x06\x04\0\0\0\0" in table(dsdt, b"DSDT")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from vmipatch.emu.firmware import acpi
 from vmipatch.emu.firmware.memory_map import BASE_MEMORY_END, BIOS, EBDA
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ STUBS = 0x1000  # service n at STUBS + 4 * n
 RETURN_STUB = 0x1800  # a far call's return address
 IRQ0_HANDLER, IRQ_LOW_HANDLER, IRQ_HIGH_HANDLER, IRET_HANDLER = 0x2000, 0x2040, 0x2060, 0x2080
 SERVICES = (0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x19, 0x1A)
-PM_BASE = 0x600
 
 # push ds; push eax; xor ax,ax; mov ds,ax; inc dword [046C]; int 1C; mov al,20; out 20,al; pop eax; pop ds; iret
 _IRQ0 = bytes.fromhex("1e665031c08ed866ff066c04cd1cb020e62066581fcf")
@@ -48,6 +48,8 @@ def rom_image() -> bytes:
         (IRET_HANDLER, b"\xcf"),
     ):
         rom[at : at + len(code)] = code
+    tables = acpi.tables()
+    rom[acpi.TABLES : acpi.TABLES + len(tables)] = tables
     rom[0xFFF0:0xFFF5] = b"\xea" + struct.pack("<HH", STUBS + 4 * 0x19, SEGMENT)
     rom[0xFFF5:0xFFFD] = b"01/01/20"
     rom[0xFFFE] = 0xFC
@@ -74,6 +76,7 @@ def install(machine: Machine) -> None:
     memory.write(0, vectors())
     memory.write(0x400, _data_area())
     memory.write(EBDA, b"\x01")
+    memory.write(acpi.FACS, acpi.facs())
     _chips(machine)
 
 
@@ -110,5 +113,5 @@ def _chips(machine: Machine) -> None:
     machine.bus.port_read(0x60, 1)
     out(0x64, 1, 0x60)
     out(0x60, 1, 0x61)  # keyboard interrupts on when somebody enables them, system flag, translation
-    machine.board.power.enable_at(PM_BASE)
+    machine.board.power.enable_at(acpi.PM_BASE)
     machine.bus.port_accesses = 0

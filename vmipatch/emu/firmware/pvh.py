@@ -10,10 +10,12 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from vmipatch.emu.firmware import acpi
 from vmipatch.emu.firmware.elf import Executable
 from vmipatch.emu.firmware.entry import enter_protected
 from vmipatch.emu.firmware.linux import DEFAULT_INITRD_MAX, load_segments
 from vmipatch.emu.firmware.memory_map import (
+    BIOS,
     COMMAND_LINE,
     COMMAND_LINE_MAX,
     MODULES,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 PHYS32_ENTRY = 18
 MAGIC = 0x336E_C578
 MEMORY_MAP = MODULES + 0x100
+RSDP = BIOS + acpi.TABLES
 
 
 def entry_point(elf: Executable) -> int | None:
@@ -59,6 +62,6 @@ def boot(machine: Machine, elf: Executable, append: str, initrd: bytes | None, f
     entries = e820(ram)
     for index, (start, length, kind) in enumerate(entries):
         memory.write(MEMORY_MAP + 24 * index, struct.pack("<QQII", start, length, kind, 0))
-    info = struct.pack("<IIIIQQQQII", MAGIC, 1, 0, modules, MODULES, COMMAND_LINE, 0, MEMORY_MAP, len(entries), 0)
+    info = struct.pack("<IIIIQQQQII", MAGIC, 1, 0, modules, MODULES, COMMAND_LINE, RSDP, MEMORY_MAP, len(entries), 0)
     memory.write(START_INFO, info)
     enter_protected(machine, entry, ebx=START_INFO)
