@@ -291,3 +291,28 @@ def test_any_sequence_is_harmless(steps: list[tuple[str, int, int]]) -> None:
         pair.local.restore(state)
         assert pair.local.pending() == output
         assert pair.local.irr < 1 << 256
+
+
+def test_timer_interrupts_are_edges(enabled: Pair, time: Time) -> None:
+    enabled.write(DIVIDE, 0xB)
+    enabled.write(LVT_TIMER, 0x40)
+    enabled.write(INITIAL, 1)
+    time.pass_ns(10)
+    assert enabled.read(TMR + 0x20) == 0
+    assert enabled.local.acknowledge() == 0x40
+
+
+def test_ioapic_remote_irr_goes_when_the_entry_becomes_edge_triggered(enabled: Pair) -> None:
+    enabled.redirect(9, 0x8039)
+    enabled.io.set_line(9, True)
+    enabled.redirect(9, 0x8039)
+    assert enabled.io_read(0x10 + 18) & 0x4000
+    enabled.redirect(9, 0x0039)
+    assert not enabled.io_read(0x10 + 18) & 0x4000
+
+
+def test_ioapic_register_past_the_last(pair: Pair) -> None:
+    assert pair.io_read(0x3F) == 0
+    pair.io_write(0x3F, 0xFF000000)
+    assert pair.io_read(0x3F) == 0xFF000000
+    assert pair.io_read(0x40) == 0

@@ -353,3 +353,18 @@ def test_any_sequence_is_harmless(steps: list[tuple[int, int, int]]) -> None:
     state = chipset.pci.save()
     chipset.pci.restore(state)
     assert chipset.pci.save() == state
+
+
+def test_set_attributes_changes_only_the_segments_meant(chipset: Chipset) -> None:
+    bridge = chipset.bridge
+    bridge.set_attributes(0xC8000, 0xD0000, 3)
+    shown = {start: bridge.attributes(start) for start in range(0xC0000, 0x100000, 0x4000)}
+    assert {start for start, value in shown.items() if value} == {0xC8000, 0xCC000}
+    bridge.set_attributes(0xC8000, 0xCC000, 1)
+    assert (bridge.attributes(0xC8000), bridge.attributes(0xCC000)) == (1, 3)
+    bridge.set_attributes(0xC8000, 0xD0000, 0)
+    assert not any(bridge.config[0x59:0x60])
+
+
+def test_a_rom_behind_the_bridge_is_never_writable(chipset: Chipset) -> None:
+    assert not chipset.memory.pages[0xF0][1]

@@ -193,3 +193,27 @@ def test_any_sequence_is_harmless(steps: list[tuple[int, int]]) -> None:
         full = board.keyboard.current is not None
         assert line.level == (full and bool(board.keyboard.config & 1))
         assert len(board.keyboard.queue) <= 4 * len(steps)
+
+
+def test_output_port_shows_a20_and_a_full_buffer(bus: Bus, board: Board) -> None:
+    assert command(bus, 0xD0) == 0xCF & ~0x12 | 0x02
+    board.keyboard.press(b"\x1e")
+    bus.port_write(0x64, 1, 0xD0)
+    assert bus.port_read(0x60, 1) == 0x1E
+    assert bus.port_read(0x60, 1) == 0xCF & ~0x12 | 0x12
+
+
+def test_port_92_drives_a20_and_resets_only_on_bit_0(bus: Bus, board: Board) -> None:
+    bus.port_write(0x92, 1, 0)
+    assert not board.a20
+    bus.port_write(0x92, 1, 2)
+    assert board.a20
+    assert board.resets == 0
+    bus.port_write(0x92, 1, 3)
+    assert board.resets == 1
+
+
+def test_a20_is_open_after_reset(board: Board) -> None:
+    board.system.drive_a20(False)
+    board.system.reset()
+    assert board.a20

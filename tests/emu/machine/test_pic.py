@@ -282,3 +282,13 @@ def test_any_sequence_keeps_registers_in_range(steps: list[tuple[int | str, int]
         if master.ready and master.irr & ~master.imr and not master.isr:
             assert output
         assert not master.irr & 4 or pic.slave.output
+
+
+def test_without_icw4_there_is_no_automatic_eoi() -> None:
+    pic = PicPair()
+    pic.reset()
+    for port, value in ((0x20, 0x10), (0x21, 8), (0x21, 4)):
+        pic.port_write(port, 1, value)
+    pic.set_line(1, True)
+    assert pic.acknowledge() == 9
+    assert isr(pic) == 2

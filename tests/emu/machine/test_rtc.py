@@ -170,3 +170,27 @@ def test_any_register_values_are_harmless(steps: list[tuple[int, int, int]]) -> 
         state = rtc.save()
         rtc.restore(state)
         assert rtc.save() == state
+
+
+def test_register_a_keeps_what_was_written_but_not_uip(time: Time, line: Line) -> None:
+    rtc = make(time, line)
+    put(rtc, 0x0A, 0xAF)
+    assert get(rtc, 0x0A) == 0x2F
+    put(rtc, 0x0A, 0x70)  # divider held in reset: the time stands
+    time.pass_ns(SECOND - 1000)
+    assert not get(rtc, 0x0A) & 0x80
+
+
+def test_writing_the_time_keeps_the_phase_of_the_second(time: Time, line: Line) -> None:
+    rtc = make(time, line)
+    time.pass_ns(SECOND + SECOND // 2)
+    put(rtc, 0, 0x10)
+    time.pass_ns(SECOND // 2)
+    assert get(rtc, 0) == 0x11
+
+
+def test_no_update_in_progress_while_set(time: Time, line: Line) -> None:
+    rtc = make(time, line)
+    put(rtc, 0x0B, 0x82)
+    time.pass_ns(SECOND - 1000)
+    assert get(rtc, 0x0A) == 0x26

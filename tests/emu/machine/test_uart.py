@@ -155,3 +155,30 @@ def test_any_sequence_is_harmless(steps: list[tuple[int, int]]) -> None:
         assert 0 <= bus.port_read(0x3F8 + (value & 7), 1) <= 255
         assert len(uart.fifo) <= 16
         assert line.level == (uart._cause() != 1 and bool(uart.mcr & 8) and not uart.mcr & 16)
+
+
+def test_loopback_sends_as_many_bits_as_a_word_has(bus: Bus, uart: Uart) -> None:
+    bus.port_write(0x3FC, 1, 0x18)
+    for word_length, expected in ((0, 0x1F), (1, 0x3F), (2, 0x7F), (3, 0xFF)):
+        bus.port_write(0x3FB, 1, word_length)
+        bus.port_write(0x3F8, 1, 0xFF)
+        assert bus.port_read(0x3F8, 1) == expected
+
+
+def test_the_receiver_buffer_keeps_its_byte_without_fifo(bus: Bus, uart: Uart) -> None:
+    uart.receive(b"x")
+    assert [bus.port_read(0x3F8, 1), bus.port_read(0x3F8, 1)] == [ord("x"), ord("x")]
+    bus.port_write(0x3FA, 1, 1)
+    assert bus.port_read(0x3F8, 1) == 0
+
+
+def test_only_a_transmitter_reset_or_a_change_of_mode_asks_for_bytes(bus: Bus, uart: Uart) -> None:
+    bus.port_write(0x3FA, 1, 1)
+    bus.port_write(0x3F9, 1, 2)
+    bus.port_read(0x3FA, 1)
+    bus.port_write(0x3FA, 1, 0x41)
+    assert bus.port_read(0x3FA, 1) == 0xC1
+    bus.port_write(0x3FA, 1, 5)
+    assert bus.port_read(0x3FA, 1) == 0xC2
+    bus.port_write(0x3FA, 1, 0)
+    assert bus.port_read(0x3FA, 1) == 0x02
