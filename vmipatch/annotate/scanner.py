@@ -18,12 +18,26 @@ FAMILIES: Mapping[str, str] = {
     "parainstructions": "parainstructions",
     "altinstructions": "alternatives",
     "smp_locks": "locks",
+    "retpoline_sites": "retpolines",
+    "return_sites": "returns",
+    "call_sites": "callsites",
+    "endbr_seal": "endbr",
+    "mcount": "mcount",
+    "jump_labels": "jumplabels",
+    "static_calls": "staticcalls",
+    "ex_table": "counted",
+    "bug_table": "counted",
+    "orc": "counted",
 }
 """Family name to the module of this package that reads it."""
 
+LISTED = ("vmi", "afterburn", "parainstructions", "altinstructions", "smp_locks")
+"""Families whose sites a scan gives when no family is asked for; of the others, which have a hundred thousand
+sites in a kernel, the entries are counted."""
+
 
 def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[str, str] | None = None) -> Scan:
-    """Every site of the given families (all by default).
+    """Every site of the given families; by default those of :data:`LISTED`, and the number of entries of the others.
 
     ``layouts`` overrides what the evidence says, by family name.  Raises
     :class:`UsageError` for a family or a layout that does not exist.
@@ -36,7 +50,12 @@ def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[s
     tables, sites, findings = [], [], []
     for name in wanted:
         module = import_module(f"vmipatch.annotate.{FAMILIES[name]}")
-        more = module.scan(image, layouts.get(name))
+        if FAMILIES[name] == "counted":
+            more = module.scan(image, name, layouts.get(name))
+        elif families is None and name not in LISTED:
+            more = module.count(image)
+        else:
+            more = module.scan(image, layouts.get(name))
         tables += more[0]
         sites += more[1]
         findings += more[2]

@@ -63,7 +63,53 @@ class Afterburn(NamedTuple):
     device: str
 
 
-Detail = Paravirt | Alternative | Lock | Vmi | Afterburn
+class Mcount(NamedTuple):
+    """The call of ``__fentry__`` (or ``mcount``) that a function begins with; ``target`` is 0 where a nop stands."""
+
+    target: int
+
+
+class JumpLabel(NamedTuple):
+    """A branch that a static key decides: a nop, or a jump to ``target``.
+
+    ``key`` is the virtual address of the ``struct static_key``; ``likely`` is true
+    where the jump is taken while the key is off.
+    """
+
+    target: int
+    key: int
+    likely: bool
+
+
+class StaticCall(NamedTuple):
+    """A call of (``tail``: a jump to) what a ``struct static_call_key`` names now.
+
+    ``key`` is the key's virtual address (0: no table says it), ``trampoline`` that of the
+    eight bytes through which everybody may call it.
+    """
+
+    key: int
+    trampoline: int
+    tail: bool
+
+
+class Thunk(NamedTuple):
+    """A branch that goes through a thunk of the kernel: its ``target``, and ``register`` where it stands for one.
+
+    ``register`` is x86's number, or None for a return and where no symbol tells.
+    """
+
+    target: int
+    register: int | None
+
+
+class Place(NamedTuple):
+    """An address and nothing more: an ``ENDBR`` or a call that a table names."""
+
+
+Detail = (
+    Paravirt | Alternative | Lock | Vmi | Afterburn | Mcount | JumpLabel | StaticCall | Thunk | Place
+)
 
 
 class Site(NamedTuple):
@@ -94,6 +140,7 @@ class TableInfo:
     """A table that was found: ``count`` entries of the layout named ``layout``, at virtual ``address``.
 
     ``sealed`` tables were emptied by ``vmipatch patch --seal``: they name no site.
+    ``found`` says how a table without a section of its own was found, else it is empty.
     """
 
     family: str
@@ -103,6 +150,7 @@ class TableInfo:
     layout: str | None
     count: int
     sealed: bool = False
+    found: str = ""
 
 
 @dataclass(frozen=True, slots=True)

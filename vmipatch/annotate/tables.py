@@ -206,12 +206,12 @@ def scan_family(
     entries that make no sense were emptied by a patch that sealed the image.
     """
     form = load_format(family)
-    guarded = _guarded(check)
+    safe = guarded(check)
     tables: list[TableInfo] = []
     sites: list[Site] = []
     findings: list[Finding] = []
     for table in find_tables(image, form):
-        layout, why, where = choose(table, form, image.bits, guarded, override)
+        layout, why, where = choose(table, form, image.bits, safe, override)
         if layout is None:
             emptied = _sealed_layout(table, form, image.bits, sealed)
             if emptied is None:
@@ -221,7 +221,7 @@ def scan_family(
         tables.append(_info(family, table, layout))
         bad = 0
         for entry in layout.entries(table, image.bits):
-            reason = guarded(layout, entry.values)
+            reason = safe(layout, entry.values)
             if reason is None:
                 site = make(table, layout, entry)
                 if site is not None:
@@ -251,14 +251,16 @@ def _sealed_layout(table: Table, form: Format, bits: int, sealed: Sealed | None)
     return None
 
 
-def _guarded(check: Check) -> Check:
-    def guarded(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+def guarded(check: Check) -> Check:
+    """A check for which an address outside the image is a reason, not an error."""
+
+    def safe(layout: Layout, values: tuple[int, ...]) -> Reason | None:
         try:
             return check(layout, values)
         except AddressError as error:
             return Reason("entry-outside-image", error.message)
 
-    return guarded
+    return safe
 
 
 class Code:

@@ -1,0 +1,81 @@
+"""Tables of nothing but addresses of instructions: one self-relative word each.
+
+What is shared by returns, retpolines, direct calls and ENDBR instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+from vmipatch.annotate.hidden import CodeBytes
+from vmipatch.annotate.site import Detail, Finding, Site, TableInfo
+from vmipatch.annotate.tables import MOST_FINDINGS, FamilyScan, Table, find_tables, load_format
+from vmipatch.image import Image
+
+SAMPLE = 64
+
+Read = Callable[[bytes, int], tuple[int, str, Detail] | None]
+"""Length, op and detail of the site whose first bytes (at most six) and virtual address are given; None if it is none."""
+
+
+def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
+    """A site for every entry that ``read`` understands, a finding for every other; ``wrong`` is its identifier."""
+    code = CodeBytes(image)
+    tables, sites, findings = count(image, family, read, wrong)
+    if any(f.id == "table-layout" for f in findings):
+        return tables, [], findings
+    findings = [f for f in findings if f.id == "table-size"]
+    bad = 0
+    for table in find_tables(image, load_format(family)):
+        for entry, address in _addresses(table, image.bits):
+            body = _body(code, address)
+            found = read(body, address) if body else None
+            if found is None:
+                bad += 1
+                if bad <= MOST_FINDINGS:
+                    findings.append(_wrong(wrong, table, entry, address, body))
+                continue
+            sites.append(Site(family, address, found[0], found[1], code.section(address), table.name, entry, found[2]))
+    if bad > MOST_FINDINGS:
+        text = f"{bad - MOST_FINDINGS} more entries make no sense"
+        findings.append(Finding("table-entries", "error", text, tables[0].section, tables[0].address))
+    return tables, sites, findings
+
+
+def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
+    """The tables alone, some entries of each looked at."""
+    form = load_format(family)
+    layout = form.layouts[0]
+    code = CodeBytes(image)
+    tables, findings = [], list[Finding]()
+    for table in find_tables(image, form):
+        entries = len(table.data) // layout.size
+        tables.append(TableInfo(family, table.name, table.address, len(table.data), layout.name, entries))
+        if len(table.data) % layout.size:
+            text = f"{len(table.data)} bytes are no whole number of entries of {layout.size} bytes"
+            findings.append(Finding("table-size", "error", text, table.name, table.address))
+        step = max(1, entries // SAMPLE)
+        sampled = list(islice(_addresses(table, image.bits), 0, None, step))
+        bad = [(e, a) for e, a in sampled if not (body := _body(code, a)) or read(body, a) is None]
+        if len(bad) * 2 > len(sampled):
+            text = f"fits no layout ({layout.name}): {_wrong(wrong, table, *bad[0], _body(code, bad[0][1])).message}"
+            findings.append(Finding("table-layout", "error", text, table.name, bad[0][0]))
+    return tables, [], findings
+
+
+def _addresses(table: Table, bits: int) -> list[tuple[int, int]]:
+    """Every entry's own virtual address and the one that it names."""
+    mask = (1 << bits) - 1
+    words = memoryview(table.data[: len(table.data) & ~3]).cast("i")
+    return [(at, (at + word) & mask) for at, word in zip(range(table.address, 1 << bits, 4), words, strict=False)]
+
+
+def _body(code: CodeBytes, address: int) -> bytes:
+    return code.read(address, 6) or code.read(address, 5) or code.read(address, 4)
+
+
+def _wrong(id: str, table: Table, entry: int, address: int, body: bytes) -> Finding:
+    if not body:
+        return Finding("entry-outside-image", "error", f"names {address:#x}, which is no code of it", table.name, entry)
+    return Finding(id, "error", f"names {address:#x}, which holds {body.hex(' ')}", table.name, entry)

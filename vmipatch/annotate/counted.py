@@ -1,0 +1,32 @@
+"""Tables that name no site to patch: exception table, bug table, ORC unwinder.  Their entries are counted.
+
+Some entries of each are looked at, so that a table that is not what its section
+says is a finding.
+"""
+
+from __future__ import annotations
+
+from vmipatch.annotate.site import Finding, TableInfo
+from vmipatch.annotate.tables import Code, FamilyScan, Layout, Reason, choose, find_tables, guarded, load_format
+from vmipatch.image import Image
+
+FAMILIES = ("ex_table", "bug_table", "orc")
+
+
+def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
+    """The tables of a family, no sites."""
+    form = load_format(family)
+    code = Code(image)
+
+    def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        # The unwinder's table ends behind the last instruction.
+        return code.executable(values[0], 0)
+
+    tables, findings = [], []
+    for table in find_tables(image, form):
+        found, why, where = choose(table, form, image.bits, guarded(check), layout)
+        if found is None:
+            findings.append(Finding(why.id, "error", why.message, table.name, where))
+        count = len(table.data) // found.size if found else 0
+        tables.append(TableInfo(family, table.name, table.address, len(table.data), found.name if found else None, count))
+    return tables, [], findings

@@ -1,0 +1,129 @@
+"""Tables that the linker has merged into another section: found by what their entries say.
+
+A kernel without data symbols does not tell where its mcount table, its jump
+table or its static-call sites begin.  Their entries do: each names code whose
+bytes are what the family says.  Samples are taken all over the sections that can
+hold the table; where several entries in a row make sense, the run is followed
+to both ends.  Imports image, facts and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vmipatch import facts
+from vmipatch.annotate.tables import Layout, Table, find_tables, load_format
+from vmipatch.image import Image
+
+IN_A_ROW = 6
+"""Entries that must make sense one after the other before a run is followed."""
+
+STEP = 32
+"""Entries between two samples: a table of twice as many cannot be missed."""
+
+Valid = Callable[[int, bytes, int], bool]
+"""Whether the entry at a virtual address makes sense, given a section's bytes and the entry's offset in them."""
+
+
+class Found(NamedTuple):
+    """A table, its layout, and how it was found (empty: by a section or symbols of its own)."""
+
+    table: Table
+    layout: Layout
+    found: str
+
+
+class CodeBytes:
+    """The image's instructions by virtual address, fast: executable sections, the largest first."""
+
+    def __init__(self, image: Image) -> None:
+        placed = [s for s in image.sections if s.exec and s.file_size]
+        ranges = [(s.address, s.end, s.offset, s.name) for s in sorted(placed, key=lambda s: -s.size)]
+        if not image.sections:
+            ranges = [(s.address, s.address + s.file_size, s.offset, "") for s in image.segments]
+        self.ranges = ranges
+        self._data = image.data
+        self._image = image if image.container == "module" else None
+
+    def offset(self, address: int, length: int) -> int:
+        """The offset in the image's data of ``length`` instruction bytes at an address, or -1."""
+        for start, end, offset, _ in self.ranges:
+            if start <= address and address + length <= end:
+                return address - start + offset
+        return -1
+
+    def read(self, address: int, length: int) -> bytes:
+        """``length`` bytes of instructions at a virtual address; empty where the image has none there."""
+        at = self.offset(address, length)
+        if at < 0:
+            return b""
+        if self._image is not None:
+            return self._image.read(address, length)
+        return bytes(self._data[at : at + length])
+
+    def section(self, address: int) -> str:
+        """The name of the executable section that an address is in."""
+        return next((name for start, end, _, name in self.ranges if start <= address < end), "")
+
+
+def find(image: Image, family: str, validator: Callable[[Layout], Valid]) -> list[Found]:
+    """The family's tables: by section, by symbols in an image without sections, else by content."""
+    form = load_format(family)
+    layouts = [x for x in form.layouts if x.bits in (0, image.bits)]
+    known = find_tables(image, form)
+    result = []
+    for table in known:
+        best = max(layouts, key=lambda layout: _share(table, layout, validator(layout)), default=None)
+        if best is not None:
+            result.append(Found(table, best, ""))
+    if known or image.container == "module":
+        return result
+    spec = facts.load("tables", family)
+    names = spec.get("hidden", ())
+    for name in names:
+        section = image.section(name)
+        if section is None or not section.file_size:
+            continue
+        data = bytes(image.data[section.offset : section.offset + section.file_size])
+        for layout in layouts:
+            run = _search(section.address, data, layout, spec.get("align", image.bits // 8), validator(layout))
+            if run is not None:
+                start, count = run
+                at = start - section.address
+                table = Table(name, start, data[at : at + count * layout.size])
+                return [Found(table, layout, f"by content: {count} entries in a row, {spec['evidence']}")]
+    return []
+
+
+def _share(table: Table, layout: Layout, valid: Valid) -> float:
+    count = len(table.data) // layout.size
+    if not count or len(table.data) % layout.size:
+        return 0.0
+    step = max(1, count // 64)
+    tried = range(0, count, step)
+    return sum(valid(table.address + i * layout.size, table.data, i * layout.size) for i in tried) / len(tried)
+
+
+def _search(start: int, data: bytes, layout: Layout, align: int, valid: Valid) -> tuple[int, int] | None:
+    """The longest run of entries: its virtual address and how many they are."""
+    size = layout.size
+    best: tuple[int, int] | None = None
+    done = 0
+    for sample in range(0, len(data) - size * IN_A_ROW, size * STEP):
+        for shift in range(0, size, align):
+            at = sample + shift
+            if at < done or not all(valid(start + at + i * size, data, at + i * size) for i in range(IN_A_ROW)):
+                continue
+            first = at
+            while first >= size and valid(start + first - size, data, first - size):
+                first -= size
+            last = at
+            while last + size <= len(data) and valid(start + last, data, last):
+                last += size
+            done = last
+            count = (last - first) // size
+            if best is None or count > best[1]:
+                best = start + first, count
+            break
+    return best

@@ -1,0 +1,35 @@
+"""``.return_sites``: returns that are jumps to a thunk, so that mitigations can choose their form (5.19 on)."""
+
+from __future__ import annotations
+
+from vmipatch.annotate import codesites
+from vmipatch.annotate.site import Detail, Thunk
+from vmipatch.annotate.tables import FamilyScan
+from vmipatch.image import Image
+from vmipatch.isa import branch
+
+FAMILY = "return_sites"
+
+
+def scan(image: Image, layout: str | None = None) -> FamilyScan:
+    """Every jump to the return thunk."""
+    return codesites.scan(image, FAMILY, _reader(image.bits), "return-no-jump")
+
+
+def count(image: Image) -> FamilyScan:
+    """The tables alone."""
+    return codesites.count(image, FAMILY, _reader(image.bits), "return-no-jump")
+
+
+def _reader(bits: int) -> codesites.Read:
+    details: dict[int, Thunk] = {}
+
+    def read(body: bytes, address: int) -> tuple[int, str, Detail] | None:
+        if body[0] != branch.JMP:
+            return None
+        target = branch.target_of(body, address, bits)
+        if target is None:
+            return None
+        return branch.CALL_SIZE, "return", details.setdefault(target, Thunk(target, None))
+
+    return read

@@ -1,0 +1,123 @@
+"""Static calls: the trampolines through which they are made, and the sites that call past them (5.10 on).
+
+A trampoline is a jump to the function that its key holds.  With objtool
+(x86-64) a table names every call of a trampoline, and the kernel makes each
+call the function itself; on i386 only the trampolines change.
+"""
+
+from __future__ import annotations
+
+from vmipatch import facts
+from vmipatch.annotate.hidden import CodeBytes, Found, Valid, find
+from vmipatch.annotate.site import Site, StaticCall, TableInfo
+from vmipatch.annotate.tables import FamilyScan, Layout
+from vmipatch.image import Image
+from vmipatch.isa import branch
+
+FAMILY = "static_calls"
+
+LENGTH = 5
+FLAGS = 3
+TAIL = 1
+_RET = b"\xc3"
+
+
+def scan(image: Image, layout: str | None = None) -> FamilyScan:
+    """Every trampoline, then every site of the table; ``op`` is the call's name where symbols tell it."""
+    code = CodeBytes(image)
+    prefix = facts.load("tables", FAMILY)["trampoline"]["names"]
+    places = trampolines(image, code)
+    names = {address: _name(image, address, prefix) for address in places}
+    tables, inline = [], []
+    keys: dict[int, int] = {}
+    for found in _tables(image, code, frozenset(places)):
+        tables.append(_info(found))
+        for entry in found.layout.entries(found.table, image.bits):
+            address, word = entry.values
+            body = code.read(address, LENGTH)
+            target = branch.target_of(body, address, image.bits) if body else None
+            if target is None or target not in names:
+                continue
+            key = word & ~FLAGS
+            keys[target] = key
+            detail = StaticCall(key, target, bool(word & TAIL))
+            where = code.section(address)
+            inline.append(Site(FAMILY, address, LENGTH, names[target], where, found.table.name, entry.address, detail))
+    sites = [
+        Site(FAMILY, a, LENGTH, names[a], code.section(a), ".static_call.text", a, StaticCall(keys.get(a, 0), a, True))
+        for a in places
+    ]
+    if sites:
+        size = facts.load("tables", FAMILY)["trampoline"]["size"]
+        how = "by the mark behind each"
+        tables.append(
+            TableInfo(FAMILY, ".static_call.text", sites[0].address, size * len(sites), "trampoline", len(sites), found=how)
+        )
+    return tables, sites + inline, []
+
+
+def count(image: Image) -> FamilyScan:
+    """The tables alone."""
+    tables, _, findings = scan(image)
+    return tables, [], findings
+
+
+def trampolines(image: Image, code: CodeBytes) -> list[int]:
+    """The virtual addresses of all trampolines, ascending: a jump or a return in front of their mark."""
+    mark = bytes.fromhex(facts.load("tables", FAMILY)["trampoline"]["mark"])
+    result = []
+    for start, end, offset, _ in code.ranges:
+        data = bytes(image.data[offset : offset + end - start])
+        at = data.find(mark, LENGTH)
+        while at >= 0:
+            first = at - LENGTH
+            address = start + first
+            if not address & 3 and _is_jump(data[first:at], address, image.bits, code):
+                result.append(address)
+            at = data.find(mark, at + 1)
+    return sorted(result)
+
+
+def _is_jump(body: bytes, address: int, bits: int, code: CodeBytes) -> bool:
+    if body[:1] == _RET:
+        return True
+    target = branch.target_of(body, address, bits) if body[0] == branch.JMP else None
+    return target is not None and code.offset(target, 1) >= 0
+
+
+def _name(image: Image, address: int, prefix: str) -> str:
+    named = image.symbols.at(address)
+    if named is not None and named[1] == 0 and named[0].startswith(prefix):
+        return named[0].removeprefix(prefix)
+    return f"{address:#x}"
+
+
+def _tables(image: Image, code: CodeBytes, known: frozenset[int]) -> list[Found]:
+    if not known and image.container != "module":
+        return []
+    mask = (1 << image.bits) - 1
+    data_ranges = [(s.address, s.end) for s in image.sections if s.alloc and s.write]
+
+    def validator(layout: Layout) -> Valid:
+        form = layout.form
+
+        def valid(start: int, data: bytes, at: int) -> bool:
+            first, second = form.unpack_from(data, at)
+            address = (start + first) & mask
+            body = code.read(address, LENGTH)
+            if not body or body[0] not in (branch.CALL, branch.JMP):
+                return False
+            if branch.target_of(body, address, image.bits) not in known:
+                return False
+            key = (start + 4 + second) & mask
+            return any(low <= key < high for low, high in data_ranges)
+
+        return valid
+
+    return find(image, FAMILY, validator)
+
+
+def _info(found: Found) -> TableInfo:
+    table = found.table
+    count = len(table.data) // found.layout.size
+    return TableInfo(FAMILY, table.name, table.address, len(table.data), found.layout.name, count, found=found.found)
