@@ -316,3 +316,25 @@ def test_ioapic_register_past_the_last(pair: Pair) -> None:
     pair.io_write(0x3F, 0xFF000000)
     assert pair.io_read(0x3F) == 0xFF000000
     assert pair.io_read(0x40) == 0
+
+
+def test_trigger_mode_follows_the_last_delivery(enabled: Pair) -> None:
+    enabled.local.deliver(0, 0x41, True)
+    enabled.local.deliver(0, 0x42, True)
+    enabled.local.deliver(0, 0x41, False)
+    assert enabled.read(TMR + 0x20) == 4
+
+
+def test_cluster_model_needs_a_common_member(enabled: Pair) -> None:
+    enabled.write(DFR, 0x0FFFFFFF)
+    enabled.write(LDR, 0x21000000)
+    assert enabled.local.matches(0x21, True)
+    assert not enabled.local.matches(0x22, True)
+
+
+def test_writing_the_base_register_resets_only_when_it_disables(enabled: Pair) -> None:
+    enabled.local.write_base(0xFEE00900)
+    assert enabled.read(SVR) == 0x1FF
+    enabled.local.write_base(0xFEE00100)
+    enabled.local.write_base(0xFEE00900)
+    assert enabled.read(SVR) == 0xFF

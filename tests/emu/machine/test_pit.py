@@ -274,3 +274,28 @@ def test_a_retriggered_one_shot_announces_its_start() -> None:
     assert channel.next_change(10) == 11
     assert channel.next_change(11) == 14
     assert channel.next_change(14) is None
+
+
+def test_gate_before_the_count_is_loaded_and_while_nothing_counts() -> None:
+    channel = loaded(0, 4)
+    channel.set_gate(False, 0)  # the count is loaded at tick 1, and waits there
+    assert outputs(channel, 0, 20) == "0" * 20
+    assert channel.value(10) == 4
+    channel.set_gate(True, 20)
+    assert outputs(channel, 20, 26) == "000011"
+
+
+def test_bcd_digits_of_a_count() -> None:
+    assert loaded(0, 0x1234, bcd=True).count == 1234
+
+
+def test_read_back_of_the_count_alone() -> None:
+    clock = Clock(Counter())
+    pit = Pit(clock, lambda level: None)
+    for port, value in ((0x43, 0x30), (0x40, 0x34), (0x40, 0x12), (0x43, 0xE2)):
+        pit.port_write(port, 1, value)  # 0xE2: the status of channel 0, not its count
+    assert pit.port_read(0x40, 1) == 0x70
+    assert pit.channels[0].latched == ()
+    pit.port_write(0x43, 1, 0xD2)  # the count, not the status
+    assert pit.channels[0].latched == (0x34, 0x12)
+    assert pit.channels[0].latched_status is None

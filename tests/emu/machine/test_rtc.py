@@ -194,3 +194,17 @@ def test_no_update_in_progress_while_set(time: Time, line: Line) -> None:
     put(rtc, 0x0B, 0x82)
     time.pass_ns(SECOND - 1000)
     assert get(rtc, 0x0A) == 0x26
+
+
+@pytest.mark.parametrize(("rate", "hertz"), [(1, 256), (2, 128), (3, 8192), (4, 4096), (6, 1024), (15, 2)])
+def test_periodic_rates(time: Time, line: Line, rate: int, hertz: int) -> None:
+    """Data sheet, table "Periodic interrupt rate", with a 32,768 Hz crystal."""
+    rtc = make(time, line)
+    put(rtc, 0x0A, 0x20 | rate)
+    put(rtc, 0x0B, 0x02 | PIE)
+    get(rtc, 0x0C)
+    count = 0
+    for _ in range(2 * hertz):
+        time.pass_ns(SECOND // hertz)
+        count += bool(get(rtc, 0x0C) & 0x40)
+    assert 2 * hertz - 2 <= count <= 2 * hertz

@@ -182,3 +182,26 @@ def test_only_a_transmitter_reset_or_a_change_of_mode_asks_for_bytes(bus: Bus, u
     assert bus.port_read(0x3FA, 1) == 0xC2
     bus.port_write(0x3FA, 1, 0)
     assert bus.port_read(0x3FA, 1) == 0x02
+
+
+def test_only_a_rising_enable_asks_for_bytes(bus: Bus, uart: Uart) -> None:
+    bus.port_write(0x3F9, 1, 2)
+    bus.port_read(0x3FA, 1)
+    bus.port_write(0x3F9, 1, 3)
+    assert bus.port_read(0x3FA, 1) == 1
+
+
+def test_fifo_keeps_its_bytes_unless_reset(bus: Bus, uart: Uart) -> None:
+    bus.port_write(0x3FA, 1, 1)
+    uart.receive(b"abc")
+    bus.port_write(0x3FA, 1, 0x41)
+    assert bus.port_read(0x3F8, 1) == ord("a")
+    bus.port_write(0x3FA, 1, 0x43)
+    assert not bus.port_read(0x3FD, 1) & 1
+
+
+def test_the_divisor_hides_two_registers_only(bus: Bus, uart: Uart) -> None:
+    bus.port_write(0x3FB, 1, 0x83)
+    bus.port_write(0x3FA, 1, 1)
+    assert uart.divisor == 12
+    assert uart.fcr == 1
