@@ -28,10 +28,10 @@ EXCLUDED = {
 }  # fmt: skip
 SKIPPED = {name for names in EXCLUDED.values() for name in names}
 
-CODE = 0x1000
+CODE = 0x3F000
 DATA = 0x8000
 DATA_SIZE = 0x4000
-RAM = 0x20000
+RAM = 0x40000
 FLAG_BITS = {"o": 0x800, "s": 0x80, "z": 0x40, "a": 0x10, "p": 4, "c": 1}
 ALL_FLAGS = 0x8D5
 REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")

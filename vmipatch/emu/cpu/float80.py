@@ -375,14 +375,14 @@ def to_integer(a: int, bits: int, control: Control) -> Result:
     return value & (1 << bits) - 1, _rounding(inexact, grew)
 
 
-def from_float(pattern: int, bits: int) -> Result:
-    """A 32 or 64 bit number as 80 bits; a signalling NaN is made quiet and is INVALID."""
+def from_float(pattern: int, bits: int, *, load: bool = True) -> Result:
+    """A 32 or 64 bit number as 80 bits; a load makes a signalling NaN quiet, and is INVALID."""
     width, most = (23, 0xFF) if bits == 32 else (52, 0x7FF)
     sign, exponent, fraction = pattern >> bits - 1, pattern >> width & most, pattern & (1 << width) - 1
     if exponent == most:
         significand = TOP | fraction << 63 - width
         result = sign << 79 | 0x7FFF << 64 | significand
-        return (quiet(result), INVALID) if is_signalling(result) else (result, 0)
+        return (quiet(result), INVALID) if load and is_signalling(result) else (result, 0)
     if exponent == 0:
         if fraction == 0:
             return sign << 79, 0

@@ -223,7 +223,7 @@ def through_gate(c: Core, p: i64, is_call: u32) -> i64:
     return call_inner(c, p, selector, offset, size, gate_high & 0x1F)
 
 
-def call_inner(c: Core, p: i64, selector: u32, offset: u32, size: i64, count: u32) -> i64:
+def call_inner(c: Core, p: i64, selector: u32, offset: u32, size: i64, count: i64) -> i64:
     """CALL through a gate to a more privileged level: new stack, parameters copied."""
     low: u32 = c.desc_low
     high: u32 = c.desc_high

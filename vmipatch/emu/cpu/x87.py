@@ -312,7 +312,7 @@ def fpu_arithmetic_memory(c: Core, p: i64, which: u32, reg: u32, ea: u32, seg: i
         return -1
     flags = 0
     if which == 0 or which == 4:
-        value, flags = float80.from_float(pattern, whole(8 * size))
+        value, flags = float80.from_float(pattern, whole(8 * size), load=False)
     else:
         value = fpu_load_integer(pattern, whole(8 * size))
     if reg == 2 or reg == 3:
