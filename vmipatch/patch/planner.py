@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from vmipatch.annotate import Scan, Site
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
-from vmipatch.patch import afterburn, alternatives, locks, paravirt, rom, seal
+from vmipatch.patch import afterburn, alternatives, endbr, locks, paravirt, retpolines, returns, rom, seal
 from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.patch import Patch, Plan
 from vmipatch.patch.rules import Rules, Version, choose
@@ -16,6 +17,16 @@ from vmipatch.patch.text import Text
 
 PATCHED_BY_KERNEL = ("parainstructions", "altinstructions", "smp_locks")
 
+class Boot(NamedTuple):
+    """What decides how returns are rewritten at boot: virtual addresses as linked, None where there is none.
+
+    ``return_thunk`` is what ``x86_return_thunk`` holds; ``its_thunk`` the address of ``its_return_thunk``.
+    """
+
+    return_thunk: int | None
+    its_thunk: int | None
+
+
 NO_FEATURES = Cpu("any", None, None, None, None, ())
 """Stands for a CPU of which nothing is known."""
 
@@ -23,8 +34,14 @@ LAST_WITH_VMI = (2, 6, 36)
 """Linux 2.6.37 removed its VMI back end (Documentation/feature-removal-schedule.txt)."""
 
 
-def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None) -> Plan:
+def plan(
+    image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, boot: Boot | None = None
+) -> Plan:
     """Every patch in the order in which the kernel makes them.
+
+    With ``boot`` also those of the passes that a kernel runs at boot over returns,
+    retpolines and ENDBR instructions.  They are not for writing into an image: the
+    kernel complains of a site that it finds rewritten already.
 
     ``kernel`` is the version to go by where the image carries no banner, or to
     go by instead of it.  VMI and afterburn sites hold their native sequence on
@@ -58,7 +75,7 @@ def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = N
             f"this kernel pads with nops chosen by the CPU's vendor, family and model, which feature words "
             f"do not say: the {nops.name} table is assumed (name them in the features file, or use --cpu)"
         )
-    for family in rules.passes:
+    for family in rules.passes if boot is None else rules.boot:
         sites = _of(scan, family)
         if family == "parainstructions" and on_rom is not None:
             patches += rom.plan_paravirt(text, sites, on_rom, nops)
@@ -68,6 +85,13 @@ def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = N
             patches += alternatives.plan(text, sites, rules, native, nops)
         elif native is not None and family == "smp_locks":
             patches += locks.plan(text, sites, rules, native)
+        elif native is not None and boot is not None and family == "retpoline_sites":
+            patches += retpolines.plan(text, sites, rules, cpu, nops)
+        elif native is not None and boot is not None and family == "return_sites":
+            thunk = boot.return_thunk if returns.wants_thunk(cpu) else None
+            patches += returns.plan(text, sites, thunk, boot.its_thunk)
+        elif boot is not None and family == "endbr_seal":
+            patches += endbr.plan(text, sites, rules)
     return Plan(tuple(patches), tuple(warnings), rules.name, nops.name)
 
 

@@ -29,6 +29,11 @@ class Rules:
         """Families in the order in which this kernel patches them."""
         return tuple(self.spec["passes"])
 
+    @property
+    def boot(self) -> tuple[str, ...]:
+        """The passes with those between them that are not for writing into an image: returns, retpolines, ENDBR."""
+        return tuple(self.spec.get("boot", self.passes))
+
     def section(self, name: str) -> dict[str, Any]:
         """One table of the spec; empty where this era has none."""
         found: dict[str, Any] = self.spec.get(name, {})
@@ -97,8 +102,10 @@ def choose(version: Version | None, tables: Iterable[TableInfo], file: str) -> t
     nearest era that knows every layout found is taken, with a warning.  Raises
     :class:`PatchError` when there is no version to start from, or no such era.
     """
-    layouts = {t.family: t.layout for t in tables if t.layout is not None and not t.sealed}
     all_eras = eras()
+    # Tables that have had one layout since they exist tell nothing: no era names them.
+    telling = {family for era in all_eras for family in era.spec["layouts"]}
+    layouts = {t.family: t.layout for t in tables if t.family in telling and t.layout is not None and not t.sealed}
     if version is None:
         raise PatchError("no Linux version banner in the image: name the version with --kernel", file=file)
     at = max((i for i, era in enumerate(all_eras) if era.since <= version), default=None)
