@@ -28,7 +28,7 @@ class Rtc(Device):
     """Clock, alarm, periodic and update interrupts (IRQ 8), and 128 bytes of memory."""
 
     FIELDS: ClassVar[tuple[str, ...]] = (
-        "index", "cmos", "base", "base_ns", "frozen", "flags", "seen_ns", "nmi_masked",
+        "index", "cmos", "base", "base_ns", "frozen", "flags", "seen_ns",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +49,6 @@ class Rtc(Device):
         self.flags = 0
         self.seen_ns = 0
         self.index = 0
-        self.nmi_masked = False
         self._set_memory(ram_bytes)
 
     def _set_memory(self, ram_bytes: int) -> None:
@@ -240,10 +239,9 @@ class Rtc(Device):
         return self.cmos[index]
 
     def port_write(self, port: int, size: int, value: int) -> None:
-        """0x70 selects (bit 7 masks NMI); 0x71 stores."""
+        """0x70 selects (its bit 7 masks the NMI pin, which nothing here drives); 0x71 stores."""
         if port == 0x70:
             self.index = value & 0x7F
-            self.nmi_masked = bool(value & 0x80)
             return
         index = self.index
         if index in (0, 2, 4, 6, 7, 8, 9, CENTURY):
