@@ -14,7 +14,6 @@ from vmipatch.emu.cpu.host import bus_read, bus_write
 from vmipatch.emu.cpu.memory import HOOKED
 from vmipatch.emu.cpu.paging import (
     FRAME,
-    OP_STOP,
     READ,
     USER,
     WRITE,
@@ -23,25 +22,9 @@ from vmipatch.emu.cpu.paging import (
     page_write_exit,
     translate,
 )
+from vmipatch.emu.cpu.pause import stop_after
 from vmipatch.emu.cpu.state import AC, CR0_AM, SS, TLB_ENTRIES, TLB_HALF, Core
 from vmipatch.emu.cpu.words import cast, i64, inline, load8, load16, load32, mask32, store8, store16, store32, u32
-
-BIAS = 1 << 60  # taken from c.remaining and c.until: no block can be entered
-BIASED = -(1 << 58)  # c.remaining at or below this says so
-
-
-def stop_after(c: Core) -> None:
-    """Return to the run loop once the instruction at ``c.p`` is done."""
-    c.stop = 1
-    if c.remaining > BIASED:
-        c.remaining = c.remaining - BIAS
-        c.until = c.until - BIAS
-    at: i64 = c.p + 8
-    if c.p > 0 and c.patched_at == 0:
-        c.patched_at = at
-        c.patched_op = c.code[at]
-        c.code[at] = OP_STOP
-
 
 @inline
 def effective(c: Core, p: i64) -> i64:

@@ -18,7 +18,7 @@ from vmipatch.emu.cpu.state import LENGTHS
 
 HERE = Path(__file__).parent
 PARTS = (
-    "words", "memory", "state", "flags", "alu", "faults", "host", "paging", "access", "segments", "stack",
+    "words", "memory", "state", "flags", "alu", "faults", "pause", "host", "paging", "access", "segments", "stack",
     "tasks", "interrupts", "operands", "inout", "flow", "transfer", "strings", "general", "system",
     "identity", "x87", "decode", "blocks", "run", "api",
 )  # fmt: skip

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmipatch.emu.cpu.access import linear_read, linear_write, stop_after
+from vmipatch.emu.cpu.access import linear_read, linear_write
 from vmipatch.emu.cpu.blocks import flush_code
 from vmipatch.emu.cpu.decode import decode
 from vmipatch.emu.cpu.flags import get_eflags, set_flags
 from vmipatch.emu.cpu.paging import flush_page, flush_tlb, forget_code, slow_writes, translate
+from vmipatch.emu.cpu.pause import stop_after
 from vmipatch.emu.cpu.run import hand_over, run_loop, settle
 from vmipatch.emu.cpu.segments import fill_segment, set_cpl, set_mode, update_all_tops
 from vmipatch.emu.cpu.state import TLB_ENTRIES, TLB_WORDS, Core

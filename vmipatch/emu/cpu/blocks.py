@@ -31,7 +31,8 @@ from vmipatch.emu.cpu.faults import gp
 from vmipatch.emu.cpu.flow import jump_slot, jump_tag
 from vmipatch.emu.cpu.host import bus_read
 from vmipatch.emu.cpu.operands import MARK_SIZE16
-from vmipatch.emu.cpu.paging import FETCH, OP_END, slow_page, translate
+from vmipatch.emu.cpu.paging import FETCH, slow_page, translate
+from vmipatch.emu.cpu.pause import OP_END
 from vmipatch.emu.cpu.state import CS, HASH_SIZE, JUMP_SIZE, SCRATCH_WORDS, Core
 from vmipatch.emu.cpu.words import cast, i64, load8, mask32, p8, u32
 

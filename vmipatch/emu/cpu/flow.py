@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vmipatch.emu.cpu.faults import gp, leave, ud
-from vmipatch.emu.cpu.paging import OP_STOP
+from vmipatch.emu.cpu.pause import OP_STOP
 from vmipatch.emu.cpu.state import CS, EXIT_INSTRUCTION, JUMP_SIZE, LOOKUP, STOP, Core
 from vmipatch.emu.cpu.words import COMPILED, cast, i64, inline, mask32, u32
 

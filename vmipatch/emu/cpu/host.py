@@ -7,6 +7,7 @@ code: it is kept and raised again by ``Cpu.run``.
 
 from __future__ import annotations
 
+from vmipatch.emu.cpu.pause import stop_after
 from vmipatch.emu.cpu.state import Core
 from vmipatch.emu.cpu.words import calls_python, i64, mask32, u32
 
@@ -62,8 +63,10 @@ def acknowledge(c: Core) -> i64:
     return vector
 
 
+@calls_python
 def note_error(c: Core, error: object) -> None:
     """Keep a device's exception and stop after this instruction."""
     if c.host_error is None:
         c.host_error = error
-    c.stop = 1
+    c.host_stop = 1
+    stop_after(c)

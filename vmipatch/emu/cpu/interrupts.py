@@ -61,7 +61,7 @@ from vmipatch.emu.cpu.state import (
     Core,
 )
 from vmipatch.emu.cpu.tasks import task_gate, tss_stack
-from vmipatch.emu.cpu.words import i64, mask32, u32
+from vmipatch.emu.cpu.words import cast, i64, mask32, u32
 
 SOFT = 1  # INT n, INT3, INTO: the gate's DPL counts
 HARD = 2  # an external interrupt or NMI
@@ -81,6 +81,8 @@ def deliver(c: Core, vector: i64, kind: i64, error: u32, return_eip: u32) -> i64
     flags: u32 = get_eflags(c)
     if kind == EXCEPTION and vector != 1 and vector != 3 and vector != 4 and vector != DOUBLE:
         flags |= RF
+    if kind == EXCEPTION and vector == 1:
+        c.dr[7] &= ~cast(u32, 0x2000)  # general detect goes off, so that the handler may look (SDM 3B, 17.2.4)
     if (c.cr[0] & CR0_PE) == 0:
         return deliver_real(c, vector, flags, return_eip)
     external: u32 = 0 if kind == SOFT else 1

@@ -18,6 +18,7 @@ from __future__ import annotations
 from vmipatch.emu.cpu.faults import PAGE_FAULT, fault, gp, leave
 from vmipatch.emu.cpu.host import bus_read, bus_write
 from vmipatch.emu.cpu.memory import HOOKED, MAP_READ, MAP_WRITE
+from vmipatch.emu.cpu.pause import OP_STALE, OP_STALE_FIRST
 from vmipatch.emu.cpu.state import (
     CR0_PG,
     CR0_WP,
@@ -138,12 +139,6 @@ def forget_code(c: Core, page: i64) -> None:
     i: i64
     for i in range(1, c.code[2] + 1):  # the scratch block may hold copies
         c.code[8 * i] = OP_STALE
-
-
-OP_STALE = 0  # leave the block before this record
-OP_STALE_FIRST = 1  # the same for a first record: whoever enters a dropped block has paid nothing
-OP_STOP = 2  # put in place of a record for once: leave the block before it, then put it back
-OP_END = 3  # behind the last record of a block that runs on into the next
 
 
 def forget_block(c: Core, head: i64) -> None:

@@ -7,13 +7,13 @@ faults of fetching the next.
 
 from __future__ import annotations
 
-from vmipatch.emu.cpu.access import BIAS, BIASED
+from vmipatch.emu.cpu.pause import BIAS, BIASED
 from vmipatch.emu.cpu.blocks import copy_to_scratch, find_block
 from vmipatch.emu.cpu.faults import DB, LEAVING
 from vmipatch.emu.cpu.flow import HANDLERS
 from vmipatch.emu.cpu.host import acknowledge
 from vmipatch.emu.cpu.interrupts import EXCEPTION, HARD, interrupt, wants_exit
-from vmipatch.emu.cpu.paging import OP_STOP
+from vmipatch.emu.cpu.pause import OP_STOP
 from vmipatch.emu.cpu.state import (
     CS,
     EXIT_BREAKPOINT,
@@ -144,8 +144,8 @@ def instruction_breakpoint(c: Core) -> i64:
                 hit |= cast(u32, 1) << i
     if hit:
         c.dr[6] |= hit
+        # The pushed image has RF as it was: the handler sets it to go on (SDM 3B, 17.3.1.1).
         c.p = -1
-        c.flags |= RF
         if wants_exit(c, DB, 0, EXCEPTION):
             return c.exit_reason
         return hand_over(c, DB, EXCEPTION, 0)
