@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmipatch.emu.machine.board import BoardOptions
     from vmipatch.emu.machine.machine import Machine, Outcome
 
+DEFAULT_LIMIT = 100_000_000_000  # a guest that runs wild ends by itself
 REPLAY_LIMIT = 1_000_000_000  # a longer run is not repeated for its last instructions
 REPLAY_LIMIT_UNCOMPILED = 3_000_000
 
@@ -33,7 +34,9 @@ def run(
     until: Annotated[
         str | None, typer.Option(metavar="TEXT", help="End when the guest prints this; status 1 if it never does.")
     ] = None,
-    max_instructions: Annotated[int | None, typer.Option(metavar="N", help="End after so many instructions.")] = None,
+    max_instructions: Annotated[
+        int | None, typer.Option(metavar="N", help="End after so many. [default: 100 thousand million]")
+    ] = None,
     boot: Annotated[
         str, typer.Option(metavar="PROTOCOL", help="How to enter: auto, linux, pvh, multiboot or bios.")
     ] = "auto",
@@ -83,7 +86,8 @@ def run(
         with tracing as start_tracing:
             start_tracing(machine)
             if gdb is None:
-                outcome = machine.run(max_instructions, until)
+                limit = DEFAULT_LIMIT if max_instructions is None else max_instructions
+                outcome = machine.run(limit, until)
             else:
                 outcome = _serve_gdb(machine, gdb, max_instructions)
     except KeyboardInterrupt:
@@ -93,9 +97,9 @@ def run(
     seconds = time.perf_counter() - began
     if screen and machine.board.vga is not None:
         _say("\n".join(machine.board.vga.text()).rstrip())
-    failed = _failed(outcome, until)
+    failed = _failed(outcome, until, max_instructions)
     summary = _summary(machine, outcome, seconds, COMPILED)
-    if failed:
+    if failed and outcome.reason != "poweroff":
         _post_mortem(machine, build, outcome, summary, COMPILED)
     _say(
         f"{outcome.reason} after {outcome.instructions:,} instructions, {outcome.virtual_ns / 1e9:.3f} s of "
@@ -253,18 +257,21 @@ class _Console:
             stream.flush()
 
 
-def _failed(outcome: Outcome, until: str | None) -> bool:
+def _failed(outcome: Outcome, until: str | None, limit: int | None) -> bool:
     if until is not None:
         return outcome.reason != "until"
+    if outcome.reason == "limit":
+        return limit is None  # the user's own limit is an end like any other
     if outcome.reason == "debug exit":
         return outcome.exit_code != 1
-    return outcome.reason not in ("poweroff", "reset", "limit", "interrupted", "ended by gdb")
+    return outcome.reason not in ("poweroff", "reset", "interrupted", "ended by gdb")
 
 
 def _summary(machine: Machine, outcome: Outcome, seconds: float, compiled: bool) -> dict[str, Any]:
     exits = dict(machine.exits)
     exits["port"] = machine.bus.port_accesses
     exits["device memory"] = machine.bus.mmio_accesses
+    exits["interrupt"] = machine.bus.interrupts
     return {
         "schema": "vmipatch.run/1",
         "reason": outcome.reason,
@@ -282,10 +289,12 @@ def _post_mortem(
     machine: Machine, build: Callable[[], Machine], outcome: Outcome, summary: dict[str, Any], compiled: bool
 ) -> None:
     from vmipatch.emu.machine import postmortem
+    from vmipatch.emu.machine.machine import FAILURES
 
     values = postmortem.registers(machine)
     summary["registers"] = values
-    if outcome.instructions <= (REPLAY_LIMIT if compiled else REPLAY_LIMIT_UNCOMPILED):
+    affordable = outcome.instructions <= (REPLAY_LIMIT if compiled else REPLAY_LIMIT_UNCOMPILED)
+    if outcome.reason in FAILURES and affordable:
         lines = postmortem.last_instructions(build, outcome.instructions)
         _say("last instructions:")
     else:

@@ -6,10 +6,12 @@ import struct
 
 import pytest
 from guests import ENTRY, LOAD, bios, code, multiboot, option_rom, say
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_images import make_bzimage, make_elf
 
 from vmipatch.emu.firmware import boot
-from vmipatch.emu.firmware.boot import BootOptions
+from vmipatch.emu.firmware.boot import PROTOCOLS, BootOptions
 from vmipatch.emu.machine.board import BoardOptions
 from vmipatch.emu.machine.machine import Machine
 from vmipatch.errors import EmulatorError, RomError, UsageError, VmipatchError
@@ -278,3 +280,52 @@ def test_ends(program: str, reason: str) -> None:
 
 def test_entry_of_the_flat_image() -> None:
     assert ENTRY == LOAD + 32
+
+
+SEEDS = (
+    multiboot(code(STOP)),
+    make_elf(
+        [(0xC0200000, 0x200000, code(STOP), 0x1000)], 0x200000, struct.pack("<III4sI", 4, 4, 18, b"Xen\0", 0x200000)
+    ),
+    make_bzimage(),
+    bios(b"\xf4"),
+    option_rom(b"\xcb"),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.integers(0, 0x300), st.binary(min_size=1, max_size=6)), max_size=4),
+    st.sampled_from(PROTOCOLS),
+    st.booleans(),
+)
+def test_damaged_images_load_and_end_or_are_refused(
+    seed: bytes, changes: list[tuple[int, bytes]], protocol: str, with_rom: bool
+) -> None:
+    data = bytearray(seed)
+    for at, change in changes:
+        at %= len(data)
+        data[at : at + len(change)] = change[: len(data) - at]
+    try:
+        machine = machine_with(bytes(data), ram=4 * MIB, protocol=protocol, rom=SEEDS[4] if with_rom else None)
+    except VmipatchError:
+        return
+    assert machine.run(limit=machine.cpu.instructions + 20_000).reason in (
+        "halt", "limit", "triple fault", "reset", "poweroff", "debug exit", "asleep", "no boot device",
+        "firmware call returned",
+    )  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(min_size=1, max_size=500))
+def test_any_bytes_as_an_option_rom(init: bytes) -> None:
+    from vmipatch.emu.firmware import option_rom as roms
+
+    machine = Machine(BoardOptions(ram_bytes=MIB))
+    services = boot.install_bios(machine)
+    roms.place(machine, option_rom(init), 0xC0000)
+    try:
+        roms.initialise(machine, services, roms.Found(0xC0000, 2048), 0x18, limit=20_000)
+    except RomError:
+        return

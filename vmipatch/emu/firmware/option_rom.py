@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmipatch.emu.machine.machine import Machine
 
 STEP = 2048
-INIT_LIMIT = 200_000_000  # instructions; an init that takes longer has run wild
+INIT_LIMIT = 100_000_000  # instructions; an init that takes longer has run wild
 READ, READ_WRITE = 1, 3
 
 
@@ -85,16 +85,16 @@ def seal(machine: Machine) -> None:
             bridge.set_attributes(start, start + 0x4000, READ)
 
 
-def initialise(machine: Machine, services: Services, rom: Found, bdf: int) -> None:
+def initialise(machine: Machine, services: Services, rom: Found, bdf: int, limit: int = INIT_LIMIT) -> None:
     """Far-call the ROM's entry in real mode with the PCI location in AX.
 
-    Raises :class:`RomError` if it does not come back.
+    Raises :class:`RomError` if it does not come back within ``limit`` instructions.
     """
     segment = rom.physical >> 4
     enter_real(machine, segment, 3, eax=bdf, ebx=0xFFFF, edx=0xFFFF, esp=STACK_TOP - 4)
     machine.memory.write(STACK_TOP - 4, struct.pack("<HH", RETURN_STUB, SEGMENT))
     services.returned = False
-    outcome = machine.run(limit=machine.cpu.instructions + INIT_LIMIT)
+    outcome = machine.run(limit=machine.cpu.instructions + limit)
     if not services.returned:
         raise RomError(
             f"the ROM's init at {segment:04X}:0003 did not return ({outcome.reason} after "

@@ -45,6 +45,7 @@ class Bus:
         self.observer: Observer | None = None
         self.port_accesses = 0
         self.mmio_accesses = 0
+        self.interrupts = 0
         self.unclaimed_ports: dict[int, int] = {}
         self.unclaimed_memory = 0
 
@@ -142,6 +143,7 @@ class Bus:
 
     def acknowledge(self) -> int:
         """The processor's interrupt acknowledge cycle; returns the vector."""
+        self.interrupts += 1
         vector = self.interrupt_controller()
         if self.observer is not None:
             self.observer.interrupt(vector)

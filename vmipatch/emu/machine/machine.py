@@ -145,7 +145,8 @@ class Machine:
     def _left(self, reason: int) -> None:
         exit_ = self.exit
         name = self._names.get(reason, str(reason))
-        self.exits[name] += 1
+        if reason != exit_.REQUESTED:  # that one is the host's own doing
+            self.exits[name] += 1
         hook = self.hooks.get(reason)
         if hook is not None:
             if not hook(self) and self._reason is None:
