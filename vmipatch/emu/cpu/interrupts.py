@@ -56,7 +56,6 @@ from vmipatch.emu.cpu.state import (
     RF,
     SS,
     TF,
-
     VM,
     Core,
 )
@@ -293,5 +292,3 @@ def interrupt(c: Core, vector: i64, kind: i64, error: u32, return_eip: u32) -> i
             vector = second
             error = c.error
         kind = EXCEPTION
-
-

@@ -7,13 +7,12 @@ faults of fetching the next.
 
 from __future__ import annotations
 
-from vmipatch.emu.cpu.pause import BIAS, BIASED
 from vmipatch.emu.cpu.blocks import copy_to_scratch, find_block
 from vmipatch.emu.cpu.faults import DB, LEAVING
 from vmipatch.emu.cpu.flow import HANDLERS
 from vmipatch.emu.cpu.host import acknowledge
 from vmipatch.emu.cpu.interrupts import EXCEPTION, HARD, interrupt, wants_exit
-from vmipatch.emu.cpu.pause import OP_STOP
+from vmipatch.emu.cpu.pause import BIAS, BIASED, OP_STOP
 from vmipatch.emu.cpu.state import (
     CS,
     EXIT_BREAKPOINT,

@@ -298,9 +298,7 @@ def check_return(c: Core, selector: u32) -> i64:
     return mark_accessed(c)
 
 
-def return_to(
-    c: Core, p: i64, selector: u32, offset: u32, frame: i64, release: i64, size: i64, flags: i64
-) -> i64:
+def return_to(c: Core, p: i64, selector: u32, offset: u32, frame: i64, release: i64, size: i64, flags: i64) -> i64:
     """The common end of RETF and IRET in protected mode.
 
     ``frame`` is what the popped words take, ``release`` the bytes RET n frees
@@ -524,5 +522,3 @@ def flat_code_and_stack(c: Core, selector: u32, level: u32) -> None:
     fill_segment(c, CS, selector, 0, mask32(-1), 0xC09B | level << 5)
     fill_segment(c, SS, mask32(selector + 8) & 0xFFFF, 0, mask32(-1), 0xC093 | level << 5)
     update_all_tops(c)
-
-
