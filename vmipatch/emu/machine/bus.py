@@ -14,6 +14,7 @@ from typing import Protocol
 
 PortRead = Callable[[int, int], int]
 PortWrite = Callable[[int, int, int], None]
+_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF}
 
 
 class Observer(Protocol):
@@ -83,7 +84,11 @@ class Bus:
     def port_read(self, port: int, size: int) -> int:
         """IN: ``size`` is 1, 2 or 4 bytes."""
         self.port_accesses += 1
-        value = self._port_read(port, size)
+        entry = self._ports.get(port)
+        if entry is not None and size <= entry[2]:
+            value = entry[0](port, size) & _ONES[size]
+        else:
+            value = self._port_read(port, size)
         if self.observer is not None:
             self.observer.port(port, size, value, False)
         return value
@@ -93,12 +98,16 @@ class Bus:
         self.port_accesses += 1
         if self.observer is not None:
             self.observer.port(port, size, value, True)
-        self._port_write(port, size, value)
+        entry = self._ports.get(port)
+        if entry is not None and size <= entry[2]:
+            entry[1](port, size, value)
+        else:
+            self._port_write(port, size, value)
 
     def _port_read(self, port: int, size: int) -> int:
         entry = self._ports.get(port)
         if entry is not None and size <= entry[2]:
-            return entry[0](port, size) & ((1 << (8 * size)) - 1)
+            return entry[0](port, size) & _ONES[size]
         if size > 1:
             half = size >> 1
             low = self._port_read(port, half)
