@@ -89,7 +89,7 @@ def test_older_tables_and_those_of_objects_count_too(tmp_path: Path) -> None:
 
 def test_names_that_start_inside_others_are_not_believed(tmp_path: Path) -> None:
     blob, at = strings(NAMES)
-    data = b"".join(struct.pack("<II", 0xC1000000, 0xC1060000 + at[name] + 1) for name in NAMES)
+    data = b"".join(struct.pack("<II", 0xC1000000, 0xC1060000 + at[name] + (i > 1)) for i, name in enumerate(NAMES))
     elf = ElfWriter().section(".text", bytes(64), address=0xC1000000, flags="ax")
     elf.section("__ksymtab", data, address=0xC1050000, flags="a")
     elf.section("__ksymtab_strings", blob, address=0xC1060000, flags="ams")

@@ -42,7 +42,7 @@ def loaders(
         return exports.read(sections, bits, lambda s: bytes(memory[s.offset : s.offset + s.file_size]))
 
     def read_exports() -> Table:
-        return Table((address, 0, kind(address), name) for name, address in exported().items())
+        return Table(((address, 0, "", name) for name, address in exported().items()), kind)
 
     def kind(address: int) -> str:
         section = section_map.at(address)

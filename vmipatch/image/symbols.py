@@ -31,29 +31,36 @@ class Source(Protocol):
 
 
 class Table:
-    """A source made of rows: virtual address, rank among aliases (least first), kind letter, name."""
+    """A source made of rows: virtual address, rank among aliases (0 is best), kind letter, name.
 
-    def __init__(self, rows: Iterable[tuple[int, int, str, str]]) -> None:
+    ``letter`` gives the kind letter of an address where the rows have none.
+    """
+
+    def __init__(self, rows: Iterable[tuple[int, int, str, str]], letter: Callable[[int], str] | None = None) -> None:
         self._rows = sorted(rows)
+        self._letter = letter
         self.addresses = [row[0] for row in self._rows]
 
     def floor(self, address: int) -> int:
-        """The number of the symbol that an address is in, or -1; of aliases that of the least rank."""
+        """The number of the symbol that an address is in, or -1; of aliases that of the best rank."""
         i = bisect_right(self.addresses, address) - 1
         return i if i < 0 else bisect_left(self.addresses, self.addresses[i])
 
     def entry(self, index: int) -> str:
         """Kind letter and name of a symbol, as one string."""
-        row = self._rows[index]
-        return row[2] + row[3]
+        address, _, letter, name = self._rows[index]
+        return (self._letter(address) if self._letter else letter) + name
 
     def lookup(self, name: str) -> int | None:
-        """The address of a name; of symbols with one name the lowest of the least rank."""
+        """The address of a name; of symbols with one name the lowest of rank 0, else the lowest."""
         return self._by_name.get(name)
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
-        return {row[3]: row[0] for row in sorted(self._rows, key=lambda r: (r[1], r[0]), reverse=True)}
+        found = {row[3]: row[0] for row in reversed(self._rows)}
+        if any(row[1] for row in self._rows):
+            found.update((row[3], row[0]) for row in reversed(self._rows) if not row[1])
+        return found
 
 
 Loader = Callable[[], Source | None]
