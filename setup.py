@@ -98,9 +98,7 @@ class BuildEngine(build_ext):
 
 
 setup(
-    ext_modules=[
-        Extension("vmipatch.emu.cpu._core", ["vmipatch/emu/cpu/api.py"], extra_compile_args=FLAGS)
-    ],
+    ext_modules=[Extension("vmipatch.emu.cpu._core", ["vmipatch/emu/cpu/api.py"], extra_compile_args=FLAGS)],
     cmdclass={"build_ext": BuildEngine},
     setup_requires=["ziglang"] if has_headers() and system_compiler() is None else [],
 )

@@ -46,7 +46,7 @@ def instruction(rng: random.Random) -> bytes:
                                  (0xDF, 1), (0xDD, 1), (0xDB, 4), (0xDB, 6), (0xDF, 4)):  # fmt: skip
                 continue  # environments; holes; SSE3's FISTTP; FBLD of digits that are none
             return bytes([opcode, modrm])
-        if opcode == 0xD9 and (modrm >= 0xD1 and modrm < 0xE0 or modrm in (0xE2, 0xE3, 0xE6, 0xE7, 0xEF)):
+        if opcode == 0xD9 and ((modrm >= 0xD1 and modrm < 0xE0) or modrm in (0xE2, 0xE3, 0xE6, 0xE7, 0xEF)):
             continue
         if opcode == 0xD9 and modrm >= 0xF0 and modrm not in (0xF4, 0xF6, 0xF7, 0xFA, 0xFC):
             continue
@@ -58,7 +58,7 @@ def instruction(rng: random.Random) -> bytes:
             continue
         if opcode == 0xDD and (0xC8 <= modrm < 0xD0 or modrm >= 0xF0):
             continue
-        if opcode == 0xDE and (0xD0 <= modrm < 0xD8 or 0xD8 <= modrm < 0xE0 and modrm != 0xD9):
+        if opcode == 0xDE and (0xD0 <= modrm < 0xD8 or (0xD8 <= modrm < 0xE0 and modrm != 0xD9)):
             continue
         if opcode == 0xDF and (modrm < 0xE0 or 0xE1 <= modrm < 0xE8 or modrm >= 0xF8):
             continue
@@ -118,9 +118,7 @@ def compare(count: int, seed: int) -> list[str]:
         other = their_state(uc, x)
         if fault is not None or mine != other:
             names = [n for n, a, b in zip(NAMES, mine, other, strict=True) if a != b]
-            detail = ", ".join(
-                f"{n} {a:x}/{b:x}" for n, a, b in zip(NAMES, mine, other, strict=True) if a != b
-            )
+            detail = ", ".join(f"{n} {a:x}/{b:x}" for n, a, b in zip(NAMES, mine, other, strict=True) if a != b)
             different.append(
                 f"{code.hex()} cw {control:x} top {top} tag {tag:x} st0 {values[0]:020x} st1 {values[1]:020x} "
                 f"st{code[1] & 7} {values[code[1] & 7]:020x} m {operand[::-1].hex()}: {detail} {fault or ''} {names and ''}"
@@ -140,7 +138,15 @@ def state(ours: Ours) -> tuple[Any, ...]:
     top = status >> 11 & 7
     registers = [cpu.get(f"st{i - top & 7}") if full >> i & 1 else 0 for i in range(8)]
     memory = int.from_bytes(ours.memory.read(DATA, 16), "little")
-    return (cpu.get("eip"), cpu.get("eax") & ~UNDEFINED, cpu.get("eflags") & 0x8D5, status & ~UNDEFINED, full, memory, *registers)
+    return (
+        cpu.get("eip"),
+        cpu.get("eax") & ~UNDEFINED,
+        cpu.get("eflags") & 0x8D5,
+        status & ~UNDEFINED,
+        full,
+        memory,
+        *registers,
+    )
 
 
 # Unicorn keeps no exception flags in the status word, nor C1, and knows no stack faults.

@@ -49,7 +49,8 @@ def prepare(cpu: Cpu, mode: str, rng: random.Random) -> None:
     memory.write(0x2000, rng.randbytes(0x68))
     memory.write(0x2004, (0x9000).to_bytes(4, "little") + (0x10).to_bytes(4, "little"))
     idt = b"".join(
-        (0x0000EE0000080000 | 0x4000 + 16 * v | rng.choice((0, 0, 0x100 << 32))).to_bytes(8, "little") for v in range(256)
+        (0x0000EE0000080000 | 0x4000 + 16 * v | rng.choice((0, 0, 0x100 << 32))).to_bytes(8, "little")
+        for v in range(256)
     )
     memory.write(0x6000, idt)
     cpu.set("gdtr_base", 0x1000)

@@ -32,7 +32,7 @@ def test_every_row_has_the_length_that_capstone_gives(cpu: Cpu) -> None:
     for row in candidates():
         for _ in range(12):
             memory = "M" in row.operands or any(o in ("Eb", "Ew", "Ev") for o in row.operands)
-            code = encode(row, rng, memory and rng.random() < 0.5 or "M" in row.operands)
+            code = encode(row, rng, (memory and rng.random() < 0.5) or "M" in row.operands)
             found = next(disassembler.disasm_lite(code + bytes(15), 0), None)
             if row.mnemonic in ("ud1",) or (found is None and row.mnemonic in ("test", "prefetch", "hintnop")):
                 continue  # capstone takes UD1 without its ModRM byte (SDM 2, UD)
@@ -58,9 +58,9 @@ def test_random_bytes_have_the_length_that_capstone_gives(cpu: Cpu, bits: int) -
         if mine < 0 or found is None:
             continue
         both += 1
-        if mine != found[1] and not code[:4].translate(None, b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3").startswith(
-            b"\x0f\xb9"
-        ):
+        if mine != found[1] and not code[:4].translate(
+            None, b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
+        ).startswith(b"\x0f\xb9"):
             wrong.append(f"{code.hex(' ')}: {mine}, capstone {found[1]} {found[2]} {found[3]}")
     assert both > 10000
     assert not wrong, "\n".join(wrong[:20])
@@ -110,7 +110,9 @@ def test_rows_do_not_overlap() -> None:
     seen = set()
     for row in rows():
         for form in ("m", "r") if row.group >= 0 else ("",):
-            if row.group >= 0 and ((form == "m" and row.operands == ("R",)) or (form == "r" and row.operands == ("M",))):
+            if row.group >= 0 and (
+                (form == "m" and row.operands == ("R",)) or (form == "r" and row.operands == ("M",))
+            ):
                 continue
             key = (row.two_byte, row.opcode, row.group, form)
             assert key not in seen, key

@@ -51,7 +51,9 @@ def machine(code: str, *, ram: int = 1 << 20) -> tuple[Cpu, Memory, Bus]:
     cpu = Cpu(memory, bus)
     bus.cpu = cpu
     memory.write(CODE, bytes.fromhex(code))
-    memory.write(0x800, bytes(8) + (0x00CF9A000000FFFF).to_bytes(8, "little") + (0x00CF92000000FFFF).to_bytes(8, "little"))
+    memory.write(
+        0x800, bytes(8) + (0x00CF9A000000FFFF).to_bytes(8, "little") + (0x00CF92000000FFFF).to_bytes(8, "little")
+    )
     memory.write(0x2000, b"".join((0x00008E0000080000 | 0x3000 + 16 * v).to_bytes(8, "little") for v in range(64)))
     for vector in range(64):
         memory.write(0x3000 + 16 * vector, b"\xf4")

@@ -26,12 +26,13 @@ from vmipatch.emu.cpu.pause import stop_after
 from vmipatch.emu.cpu.state import AC, CR0_AM, SS, TLB_ENTRIES, TLB_HALF, Core
 from vmipatch.emu.cpu.words import cast, i64, inline, load8, load16, load32, mask32, store8, store16, store32, u32
 
+
 @inline
 def effective(c: Core, p: i64) -> i64:
     """The offset of a memory operand: base + index * scale + displacement, in the address size."""
-    ea: u32 = (
-        c.reg[c.code8[p * 4 + 6]] + (c.reg[c.code8[p * 4 + 7]] << c.code8[p * 4 + 8]) + c.code[p + 3]
-    ) & c.code[p + 5]
+    ea: u32 = (c.reg[c.code8[p * 4 + 6]] + (c.reg[c.code8[p * 4 + 7]] << c.code8[p * 4 + 8]) + c.code[p + 3]) & c.code[
+        p + 5
+    ]
     return ea
 
 

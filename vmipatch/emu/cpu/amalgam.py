@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 PARTS = (
     "words", "memory", "state", "flags", "alu", "faults", "pause", "host", "paging", "access", "segments", "stack",
     "tasks", "interrupts", "operands", "inout", "flow", "transfer", "strings", "general", "system",
-    "identity", "x87", "decode", "blocks", "run", "api",
+    "identity", "x87_state", "x87_memory", "x87_register", "x87", "decode", "blocks", "run", "api",
 )  # fmt: skip
 SCALARS = {"u8", "u16", "u32", "u64", "i64", "s8", "s16", "s32", "p8", "p32", "p64"}
 CLASSES = {"Core", "Memory"}
@@ -135,12 +135,13 @@ def _is_declared(node: ast.Assign, constants: dict[str, int]) -> bool:
     target = node.targets[0]
     if not isinstance(target, ast.Name):
         return False
-    return target.id in SCALARS or target.id == "COMPILED" or target.id.removeprefix(PREFIX) in constants
+    return target.id in SCALARS or target.id in ("COMPILED", "F", "T") or target.id.removeprefix(PREFIX) in constants
 
 
 def _types(node: ast.FunctionDef) -> tuple[list[str], str]:
     """The C types of a function's arguments (empty: no annotation) and of its result."""
     types = [ast.unparse(a.annotation) if a.annotation else "" for a in node.args.args]
+    types = ["object" if t == "Any" else t for t in types]
     result = ast.unparse(node.returns) if node.returns else ""
     return types, {"None": "void"}.get(result, result if result in SCALARS else "object")
 

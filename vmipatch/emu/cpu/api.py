@@ -17,8 +17,11 @@ from vmipatch.emu.cpu.run import hand_over, run_loop, settle
 from vmipatch.emu.cpu.segments import fill_segment, set_cpl, set_mode, update_all_tops
 from vmipatch.emu.cpu.state import TLB_ENTRIES, TLB_WORDS, Core
 from vmipatch.emu.cpu.system import arm_debug
-from vmipatch.emu.cpu.x87 import fpu_put, fpu_raw, fpu_reset
 from vmipatch.emu.cpu.words import COMPILED, cast, exported, i64, mask32, u32
+from vmipatch.emu.cpu.x87_state import fpu_put, fpu_raw, fpu_reset
+
+image_of: Any
+put_image: Any
 
 
 @exported
@@ -240,7 +243,8 @@ def tlb_image(c: Core) -> object:
 @exported
 def put_tlb(c: Core, image: object) -> None:
     """Bring back what :func:`tlb_image` gave."""
-    words, marks = image  # type: ignore[misc]
+    both: Any = image
+    words, marks = both
     c.generation = c.generation + 1
     if COMPILED:
         put_image(c.tlb, words)
@@ -266,7 +270,3 @@ def get_st(c: Core, index: i64) -> object:
 def put_st(c: Core, index: i64, value: object) -> None:
     """Set ST(index) from an 80-bit integer; its tag becomes valid."""
     fpu_put(c, index, value)
-
-
-image_of: Any
-put_image: Any

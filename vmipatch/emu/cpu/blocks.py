@@ -123,9 +123,7 @@ def keep_block(c: Core, head: i64, at: i64, place: i64) -> None:
         c.code_bits[page] = c.code_bits[page] | cast(u32, 1) << i
 
 
-def build_block(
-    c: Core, head: i64, source: p8, at: i64, place: i64, available: i64, most: i64
-) -> i64:
+def build_block(c: Core, head: i64, source: p8, at: i64, place: i64, available: i64, most: i64) -> i64:
     """Decode up to ``most`` instructions to a head; the head, or MORE if not even one is whole."""
     count: i64 = 0
     used: i64 = 0
@@ -251,5 +249,3 @@ def copy_to_scratch(c: Core, head: i64, count: i64) -> i64:
 def trim_scratch(c: Core) -> None:
     """Forget what the scratch block holds."""
     c.code[2] = 0
-
-

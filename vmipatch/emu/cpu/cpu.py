@@ -353,9 +353,7 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
         self._watchpoints.append((linear, length, read, write))
         self._watch()
 
-    def remove_watchpoint(
-        self, linear: int, length: int, *, read: bool = False, write: bool = True
-    ) -> None:
+    def remove_watchpoint(self, linear: int, length: int, *, read: bool = False, write: bool = True) -> None:
         """Take a watchpoint away."""
         if (linear, length, read, write) in self._watchpoints:
             self._watchpoints.remove((linear, length, read, write))
@@ -426,7 +424,7 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
         return (
             {name: getattr(self, name) for name in SAVED},
             api.tlb_image(self),
-            dict(self.msrs),
+            dict(self.msrs),  # type: ignore[call-overload]
         )
 
     def restore(self, saved: Any) -> None:

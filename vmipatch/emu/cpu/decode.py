@@ -317,5 +317,3 @@ def immediate(
     elif kind == KIND_ONE:
         c.code[p + 4] = 1
     return n + length
-
-

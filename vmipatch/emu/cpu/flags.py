@@ -90,9 +90,7 @@ def set_flags(c: Core, value: u32) -> None:
 @inline
 def arithmetic_flags(c: Core) -> u32:
     """The six arithmetic flags as they stand in EFLAGS."""
-    return (
-        get_cf(c) | get_pf(c) << 2 | get_af(c) << 4 | get_zf(c) << 6 | get_sf(c) << 7 | get_of(c) << 11
-    )
+    return get_cf(c) | get_pf(c) << 2 | get_af(c) << 4 | get_zf(c) << 6 | get_sf(c) << 7 | get_of(c) << 11
 
 
 def get_eflags(c: Core) -> u32:

@@ -130,9 +130,7 @@ def finish(sign: int, magnitude: int, exponent: int, sticky: bool, control: Cont
     flags = 0
     precision = control.precision
     # Tiny is decided after rounding as if the exponent had no limit.
-    kept, inexact, grew = round_bits(
-        magnitude, leading - (precision - 1) - exponent, sticky, sign, control.rounding
-    )
+    kept, inexact, grew = round_bits(magnitude, leading - (precision - 1) - exponent, sticky, sign, control.rounding)
     after = leading + (kept.bit_length() > precision)
     if after < 1 - BIAS:
         if not control.masks & UNDERFLOW:
@@ -146,9 +144,7 @@ def finish(sign: int, magnitude: int, exponent: int, sticky: bool, control: Cont
     if after > BIAS:
         if not control.masks & OVERFLOW:
             return _pack(sign, kept, leading - (precision - 1) - WRAP), OVERFLOW | _rounding(inexact, grew)
-        away = control.rounding == NEAREST or (
-            control.rounding != CHOP and bool(sign) == (control.rounding == DOWN)
-        )
+        away = control.rounding == NEAREST or (control.rounding != CHOP and bool(sign) == (control.rounding == DOWN))
         largest = 0x7FFE << 64 | ((1 << precision) - 1) << (64 - precision)
         return sign << 79 | (INFINITY if away else largest), OVERFLOW | INEXACT | (UP if away else 0)
     return _pack(sign, kept, leading - (precision - 1)), flags | _rounding(inexact, grew)
@@ -418,9 +414,7 @@ def to_float(a: int, bits: int, control: Control) -> Result:
     if after > bias:
         if not control.masks & OVERFLOW:
             return 0, OVERFLOW
-        away = control.rounding == NEAREST or (
-            control.rounding != CHOP and bool(sign) == (control.rounding == DOWN)
-        )
+        away = control.rounding == NEAREST or (control.rounding != CHOP and bool(sign) == (control.rounding == DOWN))
         magnitude = most << width if away else (most << width) - 1
         return sign << bits - 1 | magnitude, OVERFLOW | INEXACT | (UP if away else 0)
     if kept.bit_length() > width + 1:

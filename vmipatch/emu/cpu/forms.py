@@ -17,7 +17,9 @@ from functools import cache
 from vmipatch.emu.cpu.table import CLASSES, SEGMENT_NAMES, Row, rows
 
 # Immediate kinds, for the decoder
-IMM_NONE, IMM_BYTE, IMM_SIGNED, IMM_FULL, IMM_WORD, IMM_FAR, IMM_OFFSET, IMM_REL8, IMM_REL, IMM_ENTER, IMM_ONE = range(11)
+IMM_NONE, IMM_BYTE, IMM_SIGNED, IMM_FULL, IMM_WORD, IMM_FAR, IMM_OFFSET, IMM_REL8, IMM_REL, IMM_ENTER, IMM_ONE = range(
+    11
+)
 # Where a register number comes from
 FROM_NOWHERE, FROM_REG, FROM_RM, FROM_OPCODE = range(4)
 
@@ -642,7 +644,13 @@ def decoder_tables() -> list[int]:
         exit_class = CLASSES.index(row.exit_class) + 1 if row.exit_class else 0
         kinds = flags | leaf.a_from << 4 | leaf.b_from << 8 | leaf.immediate << 12
         handlers = leaf.handlers
-        table += [kinds, *handlers, exit_class, int(row.mnemonic in ("jcc", "jmp", "call")), leaf.simple[0] | leaf.simple[1] << 16]
+        table += [
+            kinds,
+            *handlers,
+            exit_class,
+            int(row.mnemonic in ("jcc", "jmp", "call")),
+            leaf.simple[0] | leaf.simple[1] << 16,
+        ]
         slot = (TWO_BYTE_MAP if row.two_byte else ONE_BYTE_MAP) + row.opcode
         if row.group < 0:
             table[slot] = at

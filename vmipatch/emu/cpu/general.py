@@ -582,5 +582,3 @@ def op_undefined(c: Core, p: i64) -> i64:
 def op_nothing(c: Core, p: i64) -> i64:
     """NOP, PREFETCH and hint NOPs."""
     return 0
-
-

@@ -15,7 +15,7 @@ from vmipatch.emu.cpu.forms import engine
 
 PARTS = (
     "words", "state", "flags", "alu", "faults", "access", "stack", "operands", "inout", "flow", "transfer",
-    "strings", "general", "system", "identity", "x87",
+    "strings", "general", "system", "identity", "x87_memory", "x87",
 )  # fmt: skip
 
 
@@ -43,6 +43,5 @@ def install() -> None:
         return first
 
     HANDLERS[:] = [
-        maker(number, name) if name in made.sources else namespace[name]
-        for number, name in enumerate(made.names)
+        maker(number, name) if name in made.sources else namespace[name] for number, name in enumerate(made.names)
     ]

@@ -61,7 +61,7 @@ class Memory:
         self.next_page = ram_bytes // PAGE
         self.scratch = (self.total_pages - 1) * PAGE
         self.mapping = mmap.mmap(-1, self.total_pages * PAGE)
-        self.buffer = memoryview(self.mapping)  # type: ignore[arg-type]
+        self.buffer = memoryview(self.mapping)
         if COMPILED:
             self.host = address_of(self.mapping)
         else:
@@ -91,9 +91,7 @@ class Memory:
         self.next_page += count
         return offset
 
-    def map(
-        self, physical: int, length: int, backing: int, *, readable: bool = True, writable: bool = True
-    ) -> None:
+    def map(self, physical: int, length: int, backing: int, *, readable: bool = True, writable: bool = True) -> None:
         """Show backing bytes at a physical address; all three multiples of 4096."""
         if (physical | length | backing) % PAGE or length < 0 or physical < 0 or backing < 0:
             raise EmulatorError("a memory window that is not page-aligned", address=physical)

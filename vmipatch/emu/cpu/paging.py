@@ -359,5 +359,3 @@ def page_write_exit(c: Core, linear: u32, place: i64, size: i64) -> i64:
     c.exit_physical = place
     c.exit_size = size
     return leave(c, EXIT_PAGE_WRITE)
-
-

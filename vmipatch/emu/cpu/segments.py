@@ -107,9 +107,7 @@ def descriptor_limit(low: u32, high: u32) -> u32:
 
 def set_from_descriptor(c: Core, s: i64, selector: u32, low: u32, high: u32) -> None:
     """Set a segment register from a descriptor that passed its checks."""
-    fill_segment(
-        c, s, selector, descriptor_base(low, high), descriptor_limit(low, high), (high >> 8) & 0xF0FF
-    )
+    fill_segment(c, s, selector, descriptor_base(low, high), descriptor_limit(low, high), (high >> 8) & 0xF0FF)
 
 
 def set_null(c: Core, s: i64, selector: u32) -> None:

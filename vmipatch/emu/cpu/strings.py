@@ -199,4 +199,3 @@ def many(c: Core, p: i64, what: i64, size: i64, mask: u32) -> i64:
     move_index(c, EDI, count * size, mask)
     move_index(c, ECX, -count, mask)
     return count
-

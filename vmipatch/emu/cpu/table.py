@@ -481,7 +481,7 @@ class Row:
         return FLAGS.get(self.mnemonic, ("", ""))[1]
 
 
-WITH_MODRM = frozenset("E Eb Ew Ev Gb Gw Gv M R Sw Cd Dd Rd".split())
+WITH_MODRM = frozenset(["E", "Eb", "Ew", "Ev", "Gb", "Gw", "Gv", "M", "R", "Sw", "Cd", "Dd", "Rd"])
 SEGMENT_NAMES = ("ES", "CS", "SS", "DS", "FS", "GS")
 
 

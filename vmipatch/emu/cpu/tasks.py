@@ -313,5 +313,3 @@ def return_task(c: Core, return_eip: u32) -> i64:
     if check_tss(c, selector, TS, 1) < 0:
         return -1
     return switch_task(c, selector, BY_IRET, return_eip, get_eflags(c))
-
-

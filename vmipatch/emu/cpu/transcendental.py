@@ -327,5 +327,3 @@ def arctangent(y: int, x: int, control: Control) -> Result:
                 angle = pi - angle
     result, more = finish(sign, angle, -BITS, True, control)
     return result, flags | more | INEXACT
-
-

@@ -10,10 +10,13 @@ nothing in C.
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
-from typing import Any
+from collections.abc import Callable, MutableSequence
+from typing import Any, TypeVar
 
 COMPILED = False
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 fetch32: Any
 deposit32: Any
@@ -35,24 +38,25 @@ s16 = int
 s32 = int
 
 
-def inline(function: Any) -> Any:
+def inline(function: F) -> F:
     """Marks a function that the C compiler shall inline."""
     return function
 
 
-def calls_python(function: Any) -> Any:
+def calls_python(function: F) -> F:
     """Marks a function that works on Python objects; all others run without the interpreter lock."""
     return function
 
 
-def exported(function: Any) -> Any:
+def exported(function: F) -> F:
     """Marks a function that Python code outside the engine calls."""
     return function
 
 
-def cast(kind: Any, value: Any) -> Any:
+def cast(kind: type[T], value: Any) -> T:
     """A C cast; uncompiled, the value itself."""
-    return value
+    same: T = value
+    return same
 
 
 @inline
@@ -139,7 +143,7 @@ def store32(host: p8, at: i64, value: u32) -> None:
     if COMPILED:
         deposit32(host, at, value)
         return
-    host[at : at + 4] = value.to_bytes(4, "little")  # type: ignore[call-overload]
+    host[at : at + 4] = value.to_bytes(4, "little")
 
 
 @inline
@@ -176,7 +180,7 @@ def fill_bytes(host: p8, to: i64, length: i64, value: u32, size: i64) -> None:
     """Store a pattern of ``size`` bytes over ``length`` bytes (a multiple of it)."""
     i: i64
     if not COMPILED:
-        host[to : to + length] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little") * (length // size)  # type: ignore[call-overload]
+        host[to : to + length] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little") * (length // size)
         return
     if size == 4:
         for i in range(0, length, 4):
@@ -191,7 +195,7 @@ def fill_bytes(host: p8, to: i64, length: i64, value: u32, size: i64) -> None:
 def zeros8(count: i64) -> p8:
     """A buffer of ``count`` zero bytes."""
     if COMPILED:
-        made: p8 = cast(p8, calloc(count, 1))
+        made: p8 = cast(p8, calloc(count, 1))  # type: ignore[type-abstract]
         return made
     return bytearray(count)
 
@@ -199,7 +203,7 @@ def zeros8(count: i64) -> p8:
 def zeros32(count: i64) -> p32:
     """A buffer of ``count`` zero 32-bit words."""
     if COMPILED:
-        made: p32 = cast(p32, calloc(count, 4))
+        made: p32 = cast(p32, calloc(count, 4))  # type: ignore[type-abstract]
         return made
     return array("I", bytes(4 * count))
 
@@ -207,7 +211,7 @@ def zeros32(count: i64) -> p32:
 def zeros64(count: i64) -> p64:
     """A buffer of ``count`` zero signed 64-bit words."""
     if COMPILED:
-        made: p64 = cast(p64, calloc(count, 8))
+        made: p64 = cast(p64, calloc(count, 8))  # type: ignore[type-abstract]
         return made
     return array("q", bytes(8 * count))
 
@@ -215,6 +219,6 @@ def zeros64(count: i64) -> p64:
 def bytes_of(words: p32) -> p8:
     """The same buffer seen as bytes."""
     if COMPILED:
-        seen: p8 = cast(p8, words)
+        seen: p8 = cast(p8, words)  # type: ignore[type-abstract]
         return seen
-    return memoryview(words).cast("B")  # type: ignore[arg-type]
+    return memoryview(words).cast("B")  # type: ignore[arg-type,return-value]
