@@ -121,7 +121,8 @@ def test_kallsyms_and_exports_complete_each_other(tmp_path: Path) -> None:
 
 def test_a_system_map_serves_a_stripped_kernel(tmp_path: Path) -> None:
     (tmp_path / "System.map").write_text(
-        "00000000 A VDSO32_PRELINK\nc1000000 T _text\nc1000010 t both\nc1000050 t another\nc1000050 T inner\nc1000070 T both\nc1100050 D pv_ops\n"
+        "00000000 A VDSO32_PRELINK\nc1000000 T _text\nc1000010 t both\nc1000050 t another\n"
+        "c1000050 T inner\nc1000070 T both\nc1100050 D pv_ops\n"
         "c1100060 d quiet\nc1fff000 B broken line with spaces\n"
     )
     data = kernel(32, True, 3, {"__ksymtab": exported(32)})
