@@ -19,7 +19,7 @@ from vmipatch.errors import EmulatorError, VmipatchError
 if TYPE_CHECKING:
     from vmipatch.emu.machine.machine import Machine, Outcome
 
-SLICE = 2_000_000  # instructions between two looks for Ctrl-C
+SLICE = 500_000  # instructions between two looks for Ctrl-C
 MAX_PACKET = 0x4000
 SIGINT, SIGTRAP, SIGSEGV = 2, 5, 11
 GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags")

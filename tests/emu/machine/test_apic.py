@@ -338,3 +338,9 @@ def test_writing_the_base_register_resets_only_when_it_disables(enabled: Pair) -
     enabled.local.write_base(0xFEE00100)
     enabled.local.write_base(0xFEE00900)
     assert enabled.read(SVR) == 0xFF
+
+
+def test_ioapic_level_entry_does_not_answer_to_an_edge_entry(enabled: Pair) -> None:
+    enabled.redirect(4, 0x34)
+    enabled.io.set_line(4, True)
+    assert not enabled.io_read(0x10 + 8) & 0x4000  # no remote IRR for an edge

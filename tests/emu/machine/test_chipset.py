@@ -368,3 +368,54 @@ def test_set_attributes_changes_only_the_segments_meant(chipset: Chipset) -> Non
 
 def test_a_rom_behind_the_bridge_is_never_writable(chipset: Chipset) -> None:
     assert not chipset.memory.pages[0xF0][1]
+
+
+def test_gpe_block_drives_sci(chipset: Chipset, line: Line) -> None:
+    bus = chipset.bus
+    bus.port_write(0xAFE2, 1, 0x81)
+    bus.port_write(0xAFE3, 1, 0x42)
+    assert bus.port_read(0xAFE2, 2) == 0x4281
+    bus.port_write(0xAFE2, 1, 0x01)
+    assert bus.port_read(0xAFE2, 2) == 0x4201
+    bus.port_write(0xB2, 1, 0xF1)
+    chipset.power.gpe_status = 0x0300
+    bus.port_write(0xAFE3, 1, 0x01)
+    assert line.level
+    bus.port_write(0xAFE1, 1, 0x01)
+    assert chipset.power.gpe_status == 0x0200
+    assert not line.level
+
+
+def test_enabling_the_pm_block_shows_in_its_registers(chipset: Chipset) -> None:
+    chipset.power.enable_at(0x600)
+    assert chipset.read(1, 3, 0x40) == 0x601
+    assert chipset.read(1, 3, 0x80, 1) == 1
+
+
+def dma(bus: Bus, memory: PlainMemory, control: int, length: int, address: int) -> int:
+    """One request; the control word afterwards."""
+    memory.write(0x1000, control.to_bytes(4, "big") + length.to_bytes(4, "big") + address.to_bytes(8, "big"))
+    bus.port_write(0x518, 4, int.from_bytes((0x1000).to_bytes(4, "big"), "little"))
+    return int.from_bytes(memory.read(0x1000, 4), "big")
+
+
+def test_fw_cfg_dma_goes_on_skips_and_refuses(bus: Bus, memory: PlainMemory) -> None:
+    configured(bus, memory)
+    assert dma(bus, memory, 8 | 2, 2, 0x2000) == 0  # selects key 0
+    assert dma(bus, memory, 2, 2, 0x2002) == 0
+    assert memory.read(0x2000, 4) == b"QEMU"
+    assert dma(bus, memory, 8 | 4, 2, 0) == 0
+    assert dma(bus, memory, 2, 1, 0x2000) == 0
+    assert memory.read(0x2000, 1) == b"M"
+    assert dma(bus, memory, 2, (1 << 24) + 1, 0x2000) == 1
+    assert dma(bus, memory, 2, 2, 0xFFFFFFFF) == 1
+    assert dma(bus, memory, 2, 1, 0xFFFFFFFF) == 0
+    assert dma(bus, memory, 0, 1, 0x2000) == 0
+    assert memory.read(0x2000, 1) == b"M"
+
+
+def test_vga_attribute_index(bus: Bus, memory: PlainMemory, time: Time) -> None:
+    Vga(time.clock, memory).attach(bus)
+    bus.port_read(0x3DA, 1)
+    bus.port_write(0x3C0, 1, 0xC5)
+    assert bus.port_read(0x3C0, 1) == 0x05
