@@ -292,3 +292,15 @@ def test_without_icw4_there_is_no_automatic_eoi() -> None:
     pic.set_line(1, True)
     assert pic.acknowledge() == 9
     assert isr(pic) == 2
+
+
+def test_a_high_line_asks_when_it_becomes_level_triggered() -> None:
+    pic = initialised()
+    pic.set_line(9, True)
+    assert pic.acknowledge() == 0x71
+    pic.port_write(0xA0, 1, 0x20)
+    pic.port_write(0x20, 1, 0x20)
+    assert not pic.output
+    pic.port_write(0x4D1, 1, 2)
+    assert pic.output
+    assert pic.acknowledge() == 0x71

@@ -54,15 +54,12 @@ class HostBridge(Function):
             self._roms[physical + offset] = backing + offset
         self._apply()
 
-    def _attribute(self, physical: int) -> int:
+    def attributes(self, physical: int) -> int:
+        """READ and WRITE bits of the segment that holds an address in the area."""
         if physical >= 0xF0000:
             return self.config[PAM0] >> 4 & 3
         index = (physical - AREA) >> 14
         return self.config[PAM0 + 1 + index // 2] >> (4 * (index & 1)) & 3
-
-    def attributes(self, physical: int) -> int:
-        """READ and WRITE bits of the segment that holds an address in the area."""
-        return self._attribute(physical)
 
     def set_attributes(self, start: int, end: int, attributes: int) -> None:
         """What a BIOS does through configuration space; whole segments."""
@@ -78,7 +75,7 @@ class HostBridge(Function):
 
     def _apply(self) -> None:
         for start, length, _, _ in segments():
-            attribute = self._attribute(start)
+            attribute = self.attributes(start)
             for page in range(start, start + length, 0x1000):
                 rom = self._roms.get(page)
                 if self._shown.get(page) == (attribute, rom):
@@ -96,5 +93,5 @@ class HostBridge(Function):
 
     def _hole_write(self, physical: int, size: int, value: int) -> None:
         """Reads from PCI, writes to DRAM: the attribute under which a BIOS copies itself."""
-        if self._attribute(physical) == WRITE:
+        if self.attributes(physical) == WRITE:
             self._memory.write_backing(self._dram + physical, value.to_bytes(size, "little"))

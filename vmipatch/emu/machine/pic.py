@@ -61,6 +61,12 @@ class Chip(Device):
             self.irr &= ~bit
         self._update()
 
+    def set_level_mask(self, mask: int) -> None:
+        """The ELCR byte; a line that is high asks at once where it is level triggered now."""
+        self.level_mask = mask
+        self.irr |= self.lines & mask
+        self._update()
+
     def pending(self) -> int | None:
         """The input that an acknowledge cycle would answer, or None."""
         requests = self.irr & ~self.imr
@@ -274,7 +280,8 @@ class PicPair(Device):
         """Ports of the chips and ELCR."""
         if port >= 0x4D0:
             index = port - 0x4D0
-            (self.master, self.slave)[index].level_mask = value & self.ELCR_MASK[index]
+            (self.master, self.slave)[index].set_level_mask(value & self.ELCR_MASK[index])
+            self._cascade()
             return
         chip = self.slave if port & 0x80 else self.master
         if port & 1:
