@@ -117,11 +117,10 @@ def compare(count: int, seed: int) -> list[str]:
         mine = state(ours)
         other = their_state(uc, x)
         if fault is not None or mine != other:
-            names = [n for n, a, b in zip(NAMES, mine, other, strict=True) if a != b]
             detail = ", ".join(f"{n} {a:x}/{b:x}" for n, a, b in zip(NAMES, mine, other, strict=True) if a != b)
             different.append(
                 f"{code.hex()} cw {control:x} top {top} tag {tag:x} st0 {values[0]:020x} st1 {values[1]:020x} "
-                f"st{code[1] & 7} {values[code[1] & 7]:020x} m {operand[::-1].hex()}: {detail} {fault or ''} {names and ''}"
+                f"st{code[1] & 7} {values[code[1] & 7]:020x} m {operand[::-1].hex()}: {detail} {fault or ''}"
             )
     return different
 
@@ -162,7 +161,6 @@ def their_state(uc: Any, x: Any) -> tuple[Any, ...]:
     for i in range(8):
         low, high = uc.reg_read(getattr(x, f"UC_X86_REG_FP{i}"))
         registers.append(high << 64 | low if full >> i & 1 else 0)
-    return (
-        uc.reg_read(x.UC_X86_REG_EIP), uc.reg_read(x.UC_X86_REG_EAX) & ~UNDEFINED, uc.reg_read(x.UC_X86_REG_EFLAGS) & 0x8D5,
-        status & ~UNDEFINED, full, int.from_bytes(bytes(uc.mem_read(DATA, 16)), "little"), *registers,
-    )  # fmt: skip
+    memory = int.from_bytes(bytes(uc.mem_read(DATA, 16)), "little")
+    eax, flags = uc.reg_read(x.UC_X86_REG_EAX) & ~UNDEFINED, uc.reg_read(x.UC_X86_REG_EFLAGS) & 0x8D5
+    return (uc.reg_read(x.UC_X86_REG_EIP), eax, flags, status & ~UNDEFINED, full, memory, *registers)

@@ -97,8 +97,8 @@ def pages(cpu: Cpu, mode: str, rng: random.Random) -> None:
     memory = cpu.memory
     low = 7 if mode == "paged user" else rng.choice((3, 7))
     if mode == "pae":
-        table = b"".join((page << 12 | (low if page == 16 or rng.random() < 0.9 else rng.getrandbits(3))).to_bytes(8, "little")
-                         for page in range(256))  # fmt: skip
+        rights = [low if page == 16 or rng.random() < 0.9 else rng.getrandbits(3) for page in range(256)]
+        table = b"".join((page << 12 | bits).to_bytes(8, "little") for page, bits in enumerate(rights))
         memory.write(0xA0000, (0xA1001).to_bytes(8, "little") + bytes(24))
         memory.write(0xA1000, (0xA2007).to_bytes(8, "little") + (0x80 | 7).to_bytes(8, "little") + rng.randbytes(64))
         memory.write(0xA2000, table)
@@ -106,8 +106,8 @@ def pages(cpu: Cpu, mode: str, rng: random.Random) -> None:
         cpu.set("cr3", 0xA0000)
         cpu.pdpte = [0xA1001] + [0] * 7
         return
-    table = b"".join((page << 12 | (low if page == 16 or rng.random() < 0.9 else rng.getrandbits(9))).to_bytes(4, "little")
-                     for page in range(256))  # fmt: skip
+    rights = [low if page == 16 or rng.random() < 0.9 else rng.getrandbits(9) for page in range(256)]
+    table = b"".join((page << 12 | bits).to_bytes(4, "little") for page, bits in enumerate(rights))
     memory.write(0xA0000, (0xA1007).to_bytes(4, "little") + rng.randbytes(64))
     memory.write(0xA1000, table)
     cpu.set("cr4", rng.choice((0, 0x10, 0x90)))

@@ -427,7 +427,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_stale_translations_live_until_invlpg() -> None:
-    """A TLB entry outlives the page table that it came from, as on the metal; code decoded meanwhile changes nothing."""
+    """A TLB entry outlives the page table that it came from, whatever the cache of decoded code does."""
     cpu, memory, _ = machine(
         "a1 00 50 00 00"  # MOV EAX, [5000]
         "c7 05 14 a0 00 00 03 60 00 00"  # the PTE of page 5 now points to page 6

@@ -28,7 +28,8 @@ for index in range({count}):
     memory.write(0x10000, rng.randbytes(rng.randrange(1, 64)) + b"\\xf4")
     reason = cpu.run(cpu.instructions + 24)
     digest = hashlib.sha1(memory.read(0, f.RAM)).hexdigest()
-    print(mode, reason, cpu.instructions, digest, *(cpu.get(n) for n in names), *(cpu.get(f"st{{i}}") for i in range(8)))
+    registers = [cpu.get(n) for n in names] + [cpu.get(f"st{{i}}") for i in range(8)]
+    print(mode, reason, cpu.instructions, digest, *registers)
 """
 
 

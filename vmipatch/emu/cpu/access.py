@@ -240,7 +240,6 @@ def wrote(c: Core, linear: u32, place: i64, size: i64, user: i64) -> None:
 
 def linear_write(c: Core, linear: u32, value: u32, size: i64, user: i64) -> i64:
     """Write 1, 2 or 4 bytes at a linear address; all checks before the first byte."""
-    i: i64
     first: i64 = write_place(c, linear, size, user)
     if first == -1:
         return -1

@@ -240,10 +240,7 @@ def alu_shrd(c: Core, a: u32, b: u32, count: u32, bits: i64) -> u32:
     if n == 0:
         return a
     wide: u64
-    if bits == 32:
-        wide = cast(u64, b) << 32 | a
-    else:
-        wide = cast(u64, a) << 32 | cast(u64, b) << 16 | a
+    wide = cast(u64, b) << 32 | a if bits == 32 else cast(u64, a) << 32 | cast(u64, b) << 16 | a
     r: u32 = mask32(wide >> n) & width_mask(bits)
     return set_shift(c, r, mask32(wide >> (n - 1)) & 1, ((r ^ a) >> (bits - 1)) & 1, bits)
 

@@ -20,8 +20,8 @@ from vmipatch.emu.cpu.system import arm_debug
 from vmipatch.emu.cpu.words import COMPILED, cast, exported, i64, mask32, u32
 from vmipatch.emu.cpu.x87_state import fpu_put, fpu_raw, fpu_reset
 
-image_of: Any
-put_image: Any
+image_of: Any = None
+put_image: Any = None
 
 
 @exported

@@ -198,7 +198,7 @@ def address_32(c: Core, p: i64, source: p8, at: i64, n: i64, available: i64, mod
     if base == EBP and mode == 0:
         wide = 1
         base = ZERO
-    elif base == ESP or base == EBP:
+    elif base in (ESP, EBP):
         segment = SS
     c.code8[b8 + 6] = base
     c.code8[b8 + 9] = segment
@@ -265,11 +265,11 @@ def address_16(c: Core, p: i64, source: p8, at: i64, n: i64, available: i64, mod
 
 def immediate_length(kind: u32, size16: u32, address16: u32) -> i64:
     """Bytes of an immediate of a kind."""
-    if kind == KIND_BYTE or kind == KIND_SIGNED or kind == KIND_REL8:
+    if kind in (KIND_BYTE, KIND_SIGNED, KIND_REL8):
         return 1
     if kind == KIND_WORD:
         return 2
-    if kind == KIND_FULL or kind == KIND_REL:
+    if kind in (KIND_FULL, KIND_REL):
         return 2 if size16 else 4
     if kind == KIND_FAR:
         return 4 if size16 else 6
@@ -292,7 +292,7 @@ def immediate(
     at = at + n
     if kind == KIND_BYTE:
         c.code[p + 4] = load8(source, at)
-    elif kind == KIND_SIGNED or kind == KIND_REL8:
+    elif kind in (KIND_SIGNED, KIND_REL8):
         c.code[p + 4] = mask32(signed8(load8(source, at)))
         if kind == KIND_SIGNED and size16:
             c.code[p + 4] &= 0xFFFF

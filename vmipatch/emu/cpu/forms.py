@@ -220,7 +220,8 @@ def _fast(lines: list[str], slow: str) -> list[str] | None:
     for pattern, replacement in (
         (
             r"v: i64 = read\(c, p, segment_of\(c, p\), effective\(c, p\), (\d)\)\nif v < 0:\n    return FAULT",
-            r"h: i64 = probe_read(c, segment_of(c, p), effective_simple(c, p), \1)\nOTHERWISE\nv: i64 = load\1(c.host, h)",
+            r"h: i64 = probe_read(c, segment_of(c, p), effective_simple(c, p), \1)\nOTHERWISE\n"
+            r"v: i64 = load\1(c.host, h)",
         ),
         (
             r"if write\(c, p, segment_of\(c, p\), effective\(c, p\), (.*), (\d)\) < 0:\n    return FAULT",
@@ -314,7 +315,7 @@ class _Maker:
             result = f"{operation}(c, get{size}(c, reg_a(c, p)), {value}, {size})"
             lines.append(result if compares else f"put{size}(c, reg_a(c, p), {result})")
             return [*lines, "return advance(c, p)"]
-        source = "get%d(c, reg_a(c, p))" % size if by[0] == "G" else "c.code[p + 4]"
+        source = f"get{size}(c, reg_a(c, p))" if by[0] == "G" else "c.code[p + 4]"
         if not memory:
             result = f"{operation}(c, get{size}(c, reg_b(c, p)), {source}, {size})"
             return [result if compares else f"put{size}(c, reg_b(c, p), {result})", "return advance(c, p)"]

@@ -24,13 +24,11 @@ MSR_EFER = 0xC0000080
 @calls_python
 def find_leaf(c: Core, leaf: u32, part: i64) -> u32:
     """EAX, EBX, ECX or EDX (part 0..3) of a CPUID leaf; an unknown one answers as the highest basic one."""
-    value: u32 = 0
     leaves: dict[int, tuple[int, int, int, int]] = c.leaves  # type: ignore[assignment]
     known = leaves.get(leaf)
     if known is None:
         known = leaves[leaves[0][0]] if leaf < 0x80000000 else (0, 0, 0, 0)
-    value = known[part]
-    return value
+    return known[part]
 
 
 def op_cpuid(c: Core, p: i64) -> i64:

@@ -17,9 +17,8 @@ DONE = 1  # a semantic function's result: the instruction is done, and so is the
 
 def check_port(c: Core, port: i64, size: i64, is_write: u32, value: u32) -> i64:
     """IOPL, else the bitmap in the TSS (SDM 1, 18.5.2); then the host's hooks. 0 or -1."""
-    if c.cr[0] & CR0_PE and (c.vm or c.cpl > (c.flags >> 12) & 3):
-        if check_bitmap(c, port, size) < 0:
-            return -1
+    if c.cr[0] & CR0_PE and (c.vm or c.cpl > (c.flags >> 12) & 3) and check_bitmap(c, port, size) < 0:
+        return -1
     if c.hooked_ports and (c.exit_ports[port >> 3] >> (port & 7)) & 1:
         c.exit_address = mask32(port)
         c.exit_size = size

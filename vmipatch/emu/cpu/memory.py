@@ -24,8 +24,8 @@ MAP_WRITE = 2
 
 HOOKED = 1  # page_flags: writes by the guest leave the engine with PAGE_WRITE
 
-address_of: Any
-release: Any
+address_of: Any = None
+release: Any = None
 
 
 class Memory:
@@ -184,7 +184,6 @@ class Memory:
 
     def dirty_pages(self) -> list[int]:
         """Backing page numbers written since :meth:`clear_dirty`, in order of first write."""
-        index: int
         return [self.dirty_list[index] for index in range(self.dirty_count)]
 
     def clear_dirty(self) -> None:

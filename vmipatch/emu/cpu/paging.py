@@ -179,10 +179,7 @@ def translate(c: Core, linear: u32, access: i64) -> i64:
     frame: u64 = page
     if c.cr[0] & CR0_PG:
         walked: i64
-        if c.cr[4] & CR4_PAE:
-            walked = walk_pae(c, linear, access)
-        else:
-            walked = walk_two_level(c, linear, access)
+        walked = walk_pae(c, linear, access) if c.cr[4] & CR4_PAE else walk_two_level(c, linear, access)
         if walked < 0:
             return -1
         frame = cast(u64, walked >> 12) << 12
@@ -205,9 +202,8 @@ def fill_tlb(c: Core, t: i64, which: i64, page: i64, place: i64, is_global: u32)
         if c.tlb[t + i] >= 0 and (c.tlb[t + i] & FRAME) != page:
             c.tlb[t + i] = -1
     tag: i64 = page
-    if which == t + 1:
-        if must_be_slow(c, place >> 12) or c.dirty[place >> 12] == 0:
-            tag = page | 1
+    if which == t + 1 and (must_be_slow(c, place >> 12) or c.dirty[place >> 12] == 0):
+        tag = page | 1
     if c.watchpoints and which != t + 2:
         tag = page | 1
     c.tlb[which] = tag

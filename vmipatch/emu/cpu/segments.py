@@ -219,12 +219,12 @@ def drop_inaccessible(c: Core) -> None:
     """After a return to an outer level, null the data segments it may not use."""
     s: i64
     for s in range(ES, GS + 1):
-        if s == CS or s == SS:
+        if s in (CS, SS):
             continue
         attr: u32 = c.attr[s]
-        if (attr & SYSTEM_NOT) and (attr & (CODE | CONFORMING)) != (CODE | CONFORMING):
-            if ((attr >> 5) & 3) < c.cpl:
-                set_null(c, s, 0)
+        conforming: i64 = 1 if (attr & (CODE | CONFORMING)) == (CODE | CONFORMING) else 0
+        if attr & SYSTEM_NOT and conforming == 0 and ((attr >> 5) & 3) < c.cpl:
+            set_null(c, s, 0)
 
 
 def user_access(c: Core) -> i64:

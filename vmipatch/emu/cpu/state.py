@@ -12,6 +12,8 @@ from typing import Any
 from vmipatch.emu.cpu.memory import Memory
 from vmipatch.emu.cpu.words import COMPILED, bytes_of, i64, p8, p32, p64, u32, zeros8, zeros32, zeros64
 
+release: Any = None
+
 # Segment registers, in the order of their encoding; then the two system segments.
 ES = 0
 CS = 1
@@ -321,6 +323,3 @@ class Core:
             release(self.break_table)
             release(self.instruction)
             release(self.tables)
-
-
-release: Any

@@ -143,9 +143,8 @@ def op_string(c: Core, p: i64, what: i64, size: i64) -> i64:
                 return -1
             move_index(c, ECX, -1, mask)
             done = done + 1
-            if what == CMPS or what == SCAS:
-                if get_zf(c) == (1 if repeats & MARK_REPNE else 0):
-                    return 0
+            if (what in (CMPS, SCAS)) and get_zf(c) == (1 if repeats & MARK_REPNE else 0):
+                return 0
         if (c.stop or done >= CHUNK or stepping) and c.reg[ECX] & mask:
             return REPEAT
     return DONE if what >= INS else 0

@@ -137,9 +137,8 @@ def set_cr4(c: Core, value: u32) -> i64:
     before: u32 = c.cr[4]
     if value & ~c.cr4_allowed:
         return gp(c, 0)
-    if c.cr[0] & CR0_PG and value & CR4_PAE and (before & CR4_PAE) == 0:
-        if load_pdptes(c, c.cr[3]) < 0:
-            return -1
+    if c.cr[0] & CR0_PG and value & CR4_PAE and (before & CR4_PAE) == 0 and load_pdptes(c, c.cr[3]) < 0:
+        return -1
     c.cr[4] = value
     if (before ^ value) & (CR4_PAE | CR4_PGE | CR4_PSE):
         flush_tlb(c, 0)
@@ -354,10 +353,7 @@ def op_lar(c: Core, p: i64, wants_limit: i64) -> i64:
         return -1
     kind: u32 = (c.desc_high >> 8) & 0x1F
     if seen and kind < 16:
-        if wants_limit:
-            seen = (0xA0E >> kind) & 1
-        else:
-            seen = (0x1A3E >> kind) & 1
+        seen = 2574 >> kind & 1 if wants_limit else 6718 >> kind & 1
     set_zf(c, mask32(seen))
     if seen:
         result: u32 = descriptor_limit(c.desc_low, c.desc_high) if wants_limit else c.desc_high & 0x00F0FF00

@@ -163,9 +163,8 @@ def switch_task(c: Core, selector: u32, source: i64, return_eip: u32, flags: u32
         return -1
     if translate(c, mask32(base + (103 if wide else 43)), 0) == -1:
         return -1
-    if source != BY_CALL:
-        if set_busy(c, old_selector, 0) < 0:
-            return -1
+    if source != BY_CALL and set_busy(c, old_selector, 0) < 0:
+        return -1
     if source == BY_IRET:
         flags &= ~NT
     save_task(c, return_eip, flags)
@@ -281,7 +280,7 @@ def load_task_segments(c: Core, ldt: u32) -> i64:
         return -1
     set_from_descriptor(c, SS, selector, c.desc_low, c.desc_high)
     for i in range(ES, GS + 1):
-        if i == CS or i == SS:
+        if i in (CS, SS):
             continue
         selector = c.task_words[8 + i]
         if (selector & 0xFFFC) == 0:

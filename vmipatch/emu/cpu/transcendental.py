@@ -319,10 +319,7 @@ def arctangent(y: int, x: int, control: Control) -> Result:
         else:
             exponent = min(ey, ex)
             up, across = my << ey - exponent, mx << ex - exponent
-            if up <= across:
-                angle = _atan((up << BITS) // across)
-            else:
-                angle = pi // 2 - _atan((across << BITS) // up)
+            angle = _atan((up << BITS) // across) if up <= across else pi // 2 - _atan((across << BITS) // up)
             if x >> 79:
                 angle = pi - angle
     result, more = finish(sign, angle, -BITS, True, control)

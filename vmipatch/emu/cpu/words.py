@@ -18,11 +18,11 @@ COMPILED = False
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
-fetch32: Any
-deposit32: Any
-move_bytes: Any
-set_bytes: Any
-calloc: Any
+fetch32: Any = None
+deposit32: Any = None
+move_bytes: Any = None
+set_bytes: Any = None
+calloc: Any = None
 
 u8 = int
 u32 = int
