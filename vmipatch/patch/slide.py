@@ -31,7 +31,7 @@ def adjusted(image: Image, plan: Plan, data: bytearray) -> None:
         return
     spare = _padding(image)
     for fields, width in ((table.absolute32, 4), (table.absolute64, 8), (table.inverse32, 4)):
-        lost, gained = _moved(plan, fields, width)
+        lost, gained = moved(plan, fields, width)
         if not lost and not gained:
             continue
         if len(gained) > len(lost) or spare is None:
@@ -40,7 +40,7 @@ def adjusted(image: Image, plan: Plan, data: bytearray) -> None:
         _rewrite(image, data, fields, new)
 
 
-def _moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[int]]:
+def moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[int]]:
     """Fields that patches have overwritten, and fields that came with copied replacements."""
     present = set(fields)
     started = set(present)

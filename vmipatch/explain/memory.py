@@ -1,0 +1,140 @@
+"""The memory of a machine, out of a raw dump or an ELF core: bytes by physical or virtual address.
+
+Read piecemeal, never mapped whole: a dump may be larger than this machine.
+Imports errors and explain.core.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from bisect import bisect_right
+from collections.abc import Iterator
+from os import PathLike, fspath
+from typing import NamedTuple
+
+from vmipatch.errors import ImageError, UsageError
+from vmipatch.explain import core
+
+CHUNK = 1 << 22
+
+
+class Region(NamedTuple):
+    """``size`` bytes from ``start`` (virtual or physical), at ``offset`` in the file."""
+
+    start: int
+    size: int
+    offset: int
+
+
+class Memory:
+    """The bytes of a dump.
+
+    ``raw`` is True for a raw dump, whose base may be of either kind: the regions
+    are then in both lists.  ``cr3`` and ``info`` are what a core's notes say.
+    """
+
+    def __init__(self, path: str | PathLike[str], base: int | None = None) -> None:
+        self.path = fspath(path)
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ImageError(f"cannot read the memory: {error.strerror}", file=self.path) from error
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) and not self.path.endswith("kcore"):
+            raise ImageError("not a regular file", file=self.path)
+        self.size = status.st_size or os.lseek(descriptor, 0, os.SEEK_END)
+        if not self.size:
+            raise ImageError("the dump is empty", file=self.path, offset=0)
+        head = os.pread(descriptor, 4, 0)
+        self.cr3: tuple[int, ...] = ()
+        self.info: dict[str, str] = {}
+        self.raw = base is not None
+        if base is not None:
+            if base < 0 or base + self.size > 1 << 64:
+                raise UsageError(f"{self.size} bytes do not fit at address {base:#x}", file=self.path)
+            whole = Region(base, self.size, 0)
+            self.virtual, self.physical = [whole], [whole]
+        elif head == core.MAGIC:
+            found = core.parse(self._file, self.size, self.path)
+            self.cr3, self.info = found.cr3, found.info
+            self.virtual = sorted(Region(x.virtual, x.size, x.offset) for x in found.loads if x.virtual is not None)
+            self.physical = sorted(Region(x.physical, x.size, x.offset) for x in found.loads if x.physical is not None)
+        else:
+            raise UsageError("raw memory needs the address that it begins at: give --base", file=self.path)
+        self._starts = {id(r): [x.start for x in r] for r in (self.virtual, self.physical)}
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def read_virtual(self, address: int, length: int) -> bytes | None:
+        """Bytes at a virtual address that the dump itself names; None unless it has them all."""
+        return self._read(self.virtual, address, length)
+
+    def read_physical(self, address: int, length: int) -> bytes | None:
+        """Bytes at a physical address; None unless the dump has them all."""
+        return self._read(self.physical, address, length)
+
+    def has(self, regions: list[Region], address: int, length: int) -> int:
+        """How many of ``length`` bytes at an address the dump has before the first that it lacks."""
+        found = 0
+        while found < length:
+            part = self._region(regions, address + found)
+            if part is None:
+                break
+            found += part.start + part.size - address - found
+        return min(found, length)
+
+    def _region(self, regions: list[Region], address: int) -> Region | None:
+        i = bisect_right(self._starts[id(regions)], address) - 1
+        if i < 0 or address >= regions[i].start + regions[i].size:
+            return None
+        return regions[i]
+
+    def _read(self, regions: list[Region], address: int, length: int) -> bytes | None:
+        result = b""
+        while len(result) < length:
+            at = address + len(result)
+            region = self._region(regions, at)
+            if region is None:
+                return None
+            size = min(length - len(result), region.start + region.size - at)
+            piece = self.at(region.offset + at - region.start, size)
+            if len(piece) < size:
+                return None
+            result += piece
+        return result
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Bytes at an offset in the file; fewer at its end."""
+        pieces = []
+        while length > 0:
+            piece = os.pread(self._file.fileno(), length, offset)
+            if not piece:
+                break
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+        return b"".join(pieces)
+
+    def find(self, pattern: bytes, limit: int, *, step: int = 1) -> Iterator[int]:
+        """Offsets in the file of a pattern, ascending, at most ``limit``, at multiples of ``step``."""
+        overlap = len(pattern) - 1
+        offset = 0
+        while offset < self.size and limit:
+            piece = self.at(offset, CHUNK + overlap)
+            hit = piece.find(pattern)
+            while hit >= 0 and limit:
+                if not (offset + hit) % step:
+                    yield offset + hit
+                    limit -= 1
+                hit = piece.find(pattern, hit + 1)
+            offset += CHUNK
+
+    def addresses_of(self, regions: list[Region], offset: int) -> int | None:
+        """The address, in one of the two lists, of the byte at an offset in the file."""
+        for region in regions:
+            if region.offset <= offset < region.offset + region.size:
+                return region.start + offset - region.offset
+        return None

@@ -1,0 +1,219 @@
+"""What may stand at the sites that a running kernel rewrites after boot: mcount calls, jump labels, static calls.
+
+Each function lays the expected bytes over a :class:`Ground`.  A state that depends
+on a variable is decided by that variable where the dump has it; where it has
+not, sites of one variable must agree with each other.  Imports annotate, patch, isa and explain.running.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from vmipatch import facts
+from vmipatch.annotate import Site
+from vmipatch.annotate.site import JumpLabel, Mcount, StaticCall
+from vmipatch.explain.ground import Ground
+from vmipatch.explain.running import Running
+from vmipatch.isa import branch
+from vmipatch.isa.nops import NopTable
+from vmipatch.patch import returns
+
+
+_NEAR = 40
+"""Bytes around a trampoline's address in the code that updates it, in which its key's address stands."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many sites of a family are in which state, and on what evidence."""
+
+    states: Counter[str] = field(default_factory=Counter)
+    evidence: Counter[str] = field(default_factory=Counter)
+
+
+def five_byte_nop(nops: NopTable) -> bytes:
+    """The nop of one instruction that a kernel with this nop table puts over a call."""
+    return bytes.fromhex(facts.load("tables", "mcount")["nops"].get(nops.name, nops.sequences[4].hex()))
+
+
+def mcount(ground: Ground, sites: Sequence[Site], nop: bytes) -> Tally:
+    """Every mcount site holds the nop; all of them their calls where the kernel never got so far as ftrace_init."""
+    tally = Tally()
+    found, base = ground.found, ground.base
+    sample = sites[:: max(1, len(sites) // 256)]
+    calls = sum(found[s.address - base] == branch.CALL for s in sample)
+    if calls * 2 > len(sample):
+        tally.states["call, ftrace not started"] = len(sites)
+        return tally
+    cause = ground.cause("mcount")
+    for site in sites:
+        ground.lay(site.address, nop, cause)
+    tally.states["nop"] = len(sites)
+    return tally
+
+
+def jump_labels(ground: Ground, sites: Iterable[Site], running: Running | None, nops: NopTable) -> Tally:
+    """Branches by the state of their keys."""
+    tally = Tally()
+    cause = ground.cause("jump_labels")
+    five = five_byte_nop(nops)
+    groups: dict[int, list[Site]] = {}
+    for site in sites:
+        assert isinstance(site.detail, JumpLabel)
+        groups.setdefault(site.detail.key, []).append(site)
+    for key, group in groups.items():
+        enabled = key_state(running, key) if running is not None else None
+        tally.evidence["key" if enabled is not None else "sites of the key agree"] += len(group)
+        if enabled is None:
+            votes = Counter(v for s in group if (v := _vote(ground, s, five, nops)) is not None)
+            enabled = votes[True] > votes[False]
+        for site in group:
+            detail = site.detail
+            assert isinstance(detail, JumpLabel)
+            taken = enabled != detail.likely
+            ground.lay(site.address, label_form(site, taken, five, nops), cause)
+            tally.states["taken" if taken else "not taken"] += 1
+    return tally
+
+
+def label_form(site: Site, taken: bool, five: bytes, nops: NopTable) -> bytes:
+    """The bytes of a jump label in one of its two states."""
+    detail = site.detail
+    assert isinstance(detail, JumpLabel)
+    if not taken:
+        return five if site.length == branch.CALL_SIZE else nops.sequences[1]
+    if site.length == branch.CALL_SIZE:
+        return branch.near(branch.JMP, site.address, detail.target, 32)
+    return bytes((branch.JMP_SHORT, (detail.target - site.address - 2) & 0xFF))
+
+
+def key_state(running: Running, key: int) -> bool | None:
+    """Whether a static key is on; None where the dump does not have it."""
+    data = running.read(key, 4)
+    return None if data is None else int.from_bytes(data, "little", signed=True) > 0
+
+
+def _vote(ground: Ground, site: Site, five: bytes, nops: NopTable) -> bool | None:
+    """What a site's own bytes say of its key; None where they are neither state."""
+    detail = site.detail
+    assert isinstance(detail, JumpLabel)
+    at = site.address - ground.base
+    now = ground.found[at : at + site.length]
+    for taken in (False, True):
+        if now == label_form(site, taken, five, nops):
+            return taken != detail.likely
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class CallForms:
+    """How a kernel writes static calls: its nop, what calls of ``__static_call_return0`` become, and its returns."""
+
+    bits: int
+    nop: bytes
+    return0: int | None
+    return0_forms: tuple[bytes, ...]
+    thunk: int | None
+    its: int | None
+
+    def of(self, site: Site, function: int, now: bytes) -> bytes:
+        """The bytes of a site whose key holds ``function`` (0 for none); ``now`` chooses among equal forms."""
+        detail = site.detail
+        assert isinstance(detail, StaticCall)
+        if not function:
+            return returns.form_at(site.address, self.thunk, self.its, self.bits) if detail.tail else self.nop
+        if function == self.return0 and not detail.tail:
+            return now if now in self.return0_forms else self.return0_forms[0]
+        opcode = branch.JMP if detail.tail else branch.CALL
+        return branch.near(opcode, site.address, function, self.bits)
+
+
+def static_calls(ground: Ground, sites: Iterable[Site], running: Running | None, forms: CallForms) -> Tally:
+    """Calls and trampolines by what their keys hold."""
+    tally = Tally()
+    cause = ground.cause("static_calls")
+    keys = _Keys(ground, running, forms)
+    for site in sites:
+        detail = site.detail
+        assert isinstance(detail, StaticCall)
+        at = site.address - ground.base
+        now = bytes(ground.found[at : at + site.length])
+        booted = bytes(ground.expected[at : at + site.length])
+        function = keys.function(site, detail, now, booted)
+        if function is None:
+            # Nothing tells what the key holds: the site must be as boot left it.
+            tally.evidence["none: as on disk"] += 1
+            continue
+        tally.evidence["key"] += 1
+        form = forms.of(site, function, now)
+        if site.address == detail.trampoline and _means(booted, site.address, forms) == function and now == booted:
+            form = booted
+        ground.lay(site.address, form, cause)
+        tally.states["none" if not function else "return 0" if function == forms.return0 else "function"] += 1
+    return tally
+
+
+def _means(code: bytes, address: int, forms: CallForms) -> int | None:
+    """The function that a trampoline goes to; 0 where it returns."""
+    target = branch.target_of(code, address, forms.bits)
+    if code[0] == 0xC3 or (target is not None and target == forms.thunk):
+        return 0
+    return target
+
+
+class _Keys:
+    """What static-call keys hold now."""
+
+    def __init__(self, ground: Ground, running: Running | None, forms: CallForms) -> None:
+        self._ground = ground
+        self._forms = forms
+        self._running = running
+        self._functions: dict[int, int | None] = {}
+        image = ground.image
+        self._data = [(s.address, s.end) for s in image.sections if s.write and s.file_size and not s.exec]
+
+    def function(self, site: Site, detail: StaticCall, now: bytes, booted: bytes) -> int | None:
+        """The function that the site's key holds, as linked; None where nothing tells."""
+        running = self._running
+        if running is None:
+            return None
+        key = detail.key
+        if not key and not site.op.startswith("0x"):
+            key = running.image.symbols.lookup("__SCK__" + site.op) or 0
+        if key:
+            if key not in self._functions:
+                self._functions[key] = running.pointer(key)
+            return self._functions[key]
+        if now == booted:
+            return None
+        return self._by_code(running, site, now)
+
+    def _by_code(self, running: Running, site: Site, now: bytes) -> int | None:
+        """Without symbols: a word that code loads beside the trampoline's address, that held on disk what the
+        trampoline went to there, and that holds now what it goes to now."""
+        image = running.image
+        goes, went = _means(now, site.address, self._forms), _means(image.read(site.address, 5), site.address, self._forms)
+        if goes is None or went is None or image.bits != 32:
+            return None
+        wanted = site.address.to_bytes(4, "little")
+        for _, data in self._ground.code():
+            at = data.find(wanted)
+            while at >= 0:
+                for near in range(max(0, at - _NEAR), min(len(data) - 4, at + _NEAR)):
+                    key = int.from_bytes(data[near : near + 4], "little")
+                    if any(low <= key <= high - 4 for low, high in self._data):
+                        before = int.from_bytes(image.read(key, 4), "little")
+                        if before == went and running.pointer(key) == goes:
+                            return goes
+                at = data.find(wanted, at + 1)
+        return None
+
+
+def mcount_target(sites: Sequence[Site]) -> int:
+    """The function that mcount sites call on disk; 0 where all hold nops."""
+    for site in sites:
+        if isinstance(site.detail, Mcount) and site.detail.target:
+            return site.detail.target
+    return 0
