@@ -274,3 +274,11 @@ def test_any_layout_of_sections_is_found_again(
         if body:
             assert section is not None
             assert section.name == f".s{i}"
+
+
+def test_names_that_do_not_print_are_made_to(tmp_path: Path) -> None:
+    elf = ElfWriter().section(".te\nxt\x1b[31m", TEXT, address=0xC1000000, flags="ax")
+    elf.symbol("new\nline", 0xC1000000, 1)
+    image = opened(tmp_path, elf.build())
+    assert image.sections[0].name == ".te?xt?[31m"
+    assert image.symbols.at(0xC1000000) == ("new?line", 0)

@@ -14,6 +14,7 @@ from mmap import mmap
 
 from vmipatch.errors import ImageError
 from vmipatch.image.model import PT_LOAD, SHT_NOBITS, Section, Segment
+from vmipatch.image.text import printable
 
 MAGIC = b"\x7fELF"
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
@@ -119,7 +120,7 @@ def _sections(
 
 def _name(names: bytes, at: int) -> str:
     stop = names.find(b"\0", at, at + 1000)
-    return names[at : stop if stop >= 0 else at + 1000].decode("utf-8", "replace")
+    return printable(names[at : stop if stop >= 0 else at + 1000])
 
 
 def _segments(

@@ -10,7 +10,7 @@ asm-generic/export.h of the kernels named:
   32-bit distances of value and name from their own fields;
 - from 5.4 each form has a third field, the name of the symbol's namespace.
 
-Imports image.model for types only.
+Imports image.text, and image.model for types only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import re
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from vmipatch.image.text import printable
 
 if TYPE_CHECKING:
     from vmipatch.image.model import Section
@@ -68,7 +70,7 @@ def _table(blob: bytes, address: int, bits: int, names: bytes, names_address: in
                 break
             # At a start, the byte in front is the end of another string.
             starts += start == 0 or not names[start - 1]
-            found[names[start:stop].decode("ascii", "replace")] = value & ((1 << bits) - 1)
+            found[printable(names[start:stop])] = value & ((1 << bits) - 1)
         else:
             if starts > best_starts and starts * 2 > len(found):
                 best, best_starts = found, starts

@@ -4,7 +4,7 @@ Every part is found from the next one: the token table by the digits that every
 kernel's symbol names use, confirmed by the token index that repeats its
 offsets; the markers and the compressed names in front of it; the addresses in
 front of those (up to 6.3) or behind the token index (from 6.4).  Nothing is
-believed that the rest does not confirm.  Imports image.search only.
+believed that the rest does not confirm.  Imports image.search and image.text.
 
 What differs between kernels (scripts/kallsyms.c and kernel/kallsyms.c):
 
@@ -30,6 +30,7 @@ from itertools import accumulate, islice
 from mmap import mmap
 
 from vmipatch.image.search import find_all
+from vmipatch.image.text import printable
 
 # Each character that names use is the token of its own code, so these ten follow each other everywhere.
 _DIGITS = b"".join(b"%d\0" % d for d in range(10))
@@ -129,8 +130,7 @@ def _token_table(data: bytes | mmap, digits: int) -> tuple[list[str], int, int] 
             continue
         tokens = data[table : digits + end].split(b"\0")[:-1]
         if tuple(accumulate((len(t) + 1 for t in tokens[:-1]), initial=0)) == offsets:
-            # A name cannot hold a line end, and those of a damaged table must not either.
-            return [t.decode("ascii", "replace").replace("\n", "?") for t in tokens], table, index + 512
+            return [printable(t) for t in tokens], table, index + 512
     return None
 
 

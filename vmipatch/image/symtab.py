@@ -12,6 +12,7 @@ from mmap import mmap
 
 from vmipatch.errors import ImageError
 from vmipatch.image.model import SHT_NOBITS, SHT_SYMTAB, Section
+from vmipatch.image.text import printable
 
 SHN_LORESERVE, SHN_ABS = 0xFF00, 0xFFF1
 STB_LOCAL, STB_WEAK = 0, 2
@@ -41,7 +42,7 @@ class Rows:
         """The name of an entry."""
         at = self.rows[number][0]
         stop = self._names.find(b"\0", at, at + _MAX_NAME)
-        return self._names[at : stop if stop >= 0 else at + _MAX_NAME].decode("utf-8", "replace")
+        return printable(self._names[at : stop if stop >= 0 else at + _MAX_NAME])
 
     def named(self, name: str) -> set[int]:
         """The offsets of a name in the strings; it may be the end of a longer one."""

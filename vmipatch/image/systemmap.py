@@ -8,6 +8,7 @@ from itertools import islice
 from os import PathLike
 
 from vmipatch.errors import ImageError
+from vmipatch.image.text import printable
 
 _LINE = re.compile(rb"^([0-9a-fA-F]{8,16}) ([A-Za-z?]) ([^\s]{1,512})(?:\t\[[^\]\n]*\])?\r?$", re.MULTILINE)
 # A kernel with all its static data has a quarter of a million symbols, in 10 MB of text.
@@ -34,6 +35,6 @@ def read(path: str | PathLike[str]) -> list[tuple[int, int, str, str]]:
     if len(matches) > _MAX_SYMBOLS:
         raise ImageError(f"more than {_MAX_SYMBOLS} symbols are no System.map", file=path)
     return [
-        (int(address, 16), 0 if letter.isupper() else 1, letter.decode(), name.decode("utf-8", "replace"))
+        (int(address, 16), 0 if letter.isupper() else 1, letter.decode(), printable(name))
         for address, letter, name in matches
     ]
