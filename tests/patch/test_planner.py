@@ -1,0 +1,356 @@
+"""What each era of the kernel's patcher writes; expected bytes are worked out here from the kernel's rules.
+
+Sources: arch/x86/kernel/alternative.c and paravirt.c of the versions named; nop sequences from asm/nops.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.kernelmaker import KernelMaker
+from vmipatch.annotate import scan
+from vmipatch.errors import PatchError, TableError, UsageError
+from vmipatch.image import open_image
+from vmipatch.patch import Native, Plan, plan
+from vmipatch.patch.cpu import Cpu
+
+FEATURE, ABSENT = 26, 27
+
+
+def cpu(
+    words: int, vendor: str | None = "GenuineIntel", family: int = 6, model: int = 1, extra: tuple[int, ...] = ()
+) -> Cpu:
+    """A CPU that has ``FEATURE``, and the bits of ``extra``."""
+    values = [0] * words
+    for bit in (FEATURE, *extra):
+        values[bit >> 5] |= 1 << (bit & 31)
+    return Cpu("test", vendor, family, model, 1, tuple(values))
+
+
+def planned(folder: Path, kernel: KernelMaker, target: Native) -> Plan:
+    path = folder / "vmlinux"
+    path.write_bytes(kernel.build())
+    image = open_image(path)
+    return plan(image, scan(image), target)
+
+
+def after(folder: Path, kernel: KernelMaker, target: Native, address: int, length: int) -> bytes:
+    """What stands at an address after the plan."""
+    changes = planned(folder, kernel, target).changes()
+    image = open_image(folder / "vmlinux")
+    return bytes(
+        changes[address + i][1] if address + i in changes else image.read(address + i, 1)[0] for i in range(length)
+    )
+
+
+# Release, alternatives layout, number of feature words, nops of 1 to 8 bytes on an Intel CPU of family 6 model 1
+# without NOPL.
+GENERIC = ["90", "89f6", "8d7600", "8d742600", "908d742600", "8db600000000", "8db42600000000", "908db42600000000"]
+ATOMIC = [*GENERIC[:4], "3e8d742600", *GENERIC[5:7], "3e8db42600000000"]
+ERAS = [
+    ("2.6.18", "abs32-u8", 7, GENERIC),
+    ("2.6.21", "abs32-u8", 7, GENERIC),
+    ("2.6.32.9", "abs32-u8", 9, GENERIC),
+    ("3.2.1", "abs32-u16", 10, GENERIC),
+    ("3.16.7", "rel12", 11, GENERIC),
+    ("4.9.1", "rel13", 19, GENERIC),
+    ("5.10.13", "rel13", 20, GENERIC),
+    ("5.10.200", "rel12", 24, GENERIC),
+    ("6.1.50", "rel12", 24, ATOMIC),
+    ("6.3.1", "rel14", 24, ATOMIC),
+]
+
+
+@pytest.mark.parametrize(("release", "layout", "words", "nops"), ERAS, ids=[e[0] for e in ERAS])
+def test_a_replacement_that_applies_is_padded_and_one_that_does_not_is_not(
+    tmp_path: Path, release: str, layout: str, words: int, nops: list[str]
+) -> None:
+    kernel = KernelMaker(release=release)
+    sites = [kernel.code(b"\x89\xc0" * 6) for _ in range(16)]
+    body = kernel.replacement(b"\x0f\xae\xf0")
+    rows = [(site, body, FEATURE if i % 2 else ABSENT, 3 + i // 2 + 1, 3, {}) for i, site in enumerate(sites)]
+    # Whole instructions: the site's bytes are two each, so odd lengths end with a nop.
+    for i, site in enumerate(sites):
+        length = rows[i][3]
+        if length % 2:
+            at = site - 0xC1000000
+            kernel.text[at + length - 1] = 0x90
+    kernel.alternatives(layout, rows)
+    for i, site in enumerate(sites):
+        length = rows[i][3]
+        found = after(tmp_path, kernel, Native(cpu(words)), site, length)
+        if i % 2:
+            assert found.hex() == "0faef0" + nops[length - 4]
+        else:
+            assert found == bytes(kernel.text[site - 0xC1000000 :][:length])
+
+
+@pytest.mark.parametrize(
+    ("release", "layout", "words", "call_moves", "jump_moves"),
+    [
+        ("2.6.18", "abs32-u8", 7, False, False),
+        ("2.6.38", "abs32-u16", 10, True, False),
+        ("3.16.7", "rel12", 11, True, False),
+        ("4.9.1", "rel13", 19, True, True),
+        ("6.1.50", "rel12", 24, True, True),
+        ("6.6.10", "rel14", 23, True, True),
+        ("6.12.1", "rel14", 25, True, True),
+    ],
+)
+def test_displacements_of_replacements(
+    tmp_path: Path, release: str, layout: str, words: int, call_moves: bool, jump_moves: bool
+) -> None:
+    kernel = KernelMaker(release=release)
+    far = kernel.code(b"\x90" * 0x400)
+    site_call, site_jump = kernel.code(b"\x0f\x1f\x44\x00\x00"), kernel.code(b"\x0f\x1f\x44\x00\x00")
+    call = kernel.replacement(b"\xe8" + bytes(4))
+    jump = kernel.replacement(b"\xe9" + bytes(4))
+    kernel.replacements[1:5] = struct.pack("<i", far - call - 5)
+    kernel.replacements[6:10] = struct.pack("<i", far - jump - 5)
+    kernel.alternatives(layout, [(site_call, call, FEATURE, 5, 5, {}), (site_jump, jump, FEATURE, 5, 5, {})])
+    target = Native(cpu(words))
+    moved = b"\xe8" + struct.pack("<i", (far if call_moves else site_call + (far - call)) - site_call - 5)
+    assert after(tmp_path, kernel, target, site_call, 5) == moved
+    moved = b"\xe9" + struct.pack("<i", (far if jump_moves else site_jump + (far - jump)) - site_jump - 5)
+    assert after(tmp_path, kernel, target, site_jump, 5) == moved
+
+
+@pytest.mark.parametrize(
+    ("release", "layout", "words", "forward", "backward"),
+    [
+        ("4.9.1", "rel13", 19, "eb{:02x}8d7600", False),
+        ("6.1.50", "rel12", 24, "eb{:02x}8d7600", False),
+        ("6.6.10", "rel14", 23, "eb{:02x}cccccc", True),
+        ("6.12.1", "rel14", 25, "eb{:02x}cccccc", True),
+    ],
+)
+def test_jumps_that_reach_become_short(
+    tmp_path: Path, release: str, layout: str, words: int, forward: str, backward: bool
+) -> None:
+    kernel = KernelMaker(release=release)
+    before = kernel.code(b"\x90" * 16)
+    site_back, site_ahead = kernel.code(b"\x0f\x1f\x44\x00\x00"), kernel.code(b"\x0f\x1f\x44\x00\x00")
+    ahead = kernel.code(b"\x90" * 16)
+    jump_back, jump_ahead = kernel.replacement(b"\xe9" + bytes(4)), kernel.replacement(b"\xe9" + bytes(4))
+    kernel.replacements[1:5] = struct.pack("<i", before - jump_back - 5)
+    kernel.replacements[6:10] = struct.pack("<i", ahead - jump_ahead - 5)
+    rows = [(site_back, jump_back, FEATURE, 5, 5, {}), (site_ahead, jump_ahead, FEATURE, 5, 5, {})]
+    kernel.alternatives(layout, rows)
+    target = Native(cpu(words))
+    assert after(tmp_path, kernel, target, site_ahead, 5).hex() == forward.format(ahead - site_ahead - 2)
+    found = after(tmp_path, kernel, target, site_back, 5)
+    if backward:
+        assert found == b"\xeb" + struct.pack("<b", before - site_back - 2) + b"\xcc" * 3
+    else:
+        # recompute_jump of 4.1 to 6.3 compares a negative distance with its own low byte: it never shortens these.
+        assert found == b"\xe9" + struct.pack("<i", before - site_back - 5)
+
+
+def test_4_1_looks_for_its_padding_at_the_beginning_of_the_site(tmp_path: Path) -> None:
+    """4.1 to 5.12: ``padlen`` nops at the end are joined only if the site begins with as many."""
+    kernel = KernelMaker(release="4.9.1")
+    whole = kernel.code(b"\x90" * 4)
+    tail = kernel.code(b"\x89\xc0\x90\x90\x90")
+    body = kernel.replacement(b"\x0f\xae\xf0")
+    rows = [(whole, body, ABSENT, 4, 3, {"pad": 4}), (tail, body, ABSENT, 5, 3, {"pad": 3})]
+    kernel.alternatives("rel13", rows)
+    assert after(tmp_path, kernel, Native(cpu(19)), whole, 4).hex() == "8d742600"
+    assert after(tmp_path, kernel, Native(cpu(19)), tail, 5).hex() == "89c0909090"
+
+
+@pytest.mark.parametrize(("site", "expected"), [
+    ("9090909090", "3e8d742600"), ("89c0909090", "89c08d7600"), ("9090c39090", "89f6c389f6"),
+    ("90c39090f4", "90c389f6f4"), ("b890909090", "b890909090"), ("89c089c090", "89c089c090"),
+])  # fmt: skip
+def test_5_13_joins_nops_between_instructions_whether_or_not_an_entry_applies(
+    tmp_path: Path, site: str, expected: str
+) -> None:
+    kernel = KernelMaker(release="6.1.50")
+    address = kernel.code(bytes.fromhex(site))
+    kernel.alternatives("rel12", [(address, kernel.replacement(b"\xc3"), ABSENT, 5, 1, {})])
+    assert after(tmp_path, kernel, Native(cpu(24)), address, 5).hex() == expected
+
+
+def test_later_entries_win_and_see_what_earlier_ones_wrote(tmp_path: Path) -> None:
+    kernel = KernelMaker(release="6.1.50")
+    site = kernel.code(b"\x89\xc0\x89\xc0")
+    first, second = kernel.replacement(b"\x0f\xae\xf0"), kernel.replacement(b"\x0f\xae\xe8\xc3")
+    rows = [(site, first, FEATURE, 4, 3, {}), (site, second, FEATURE, 4, 4, {}), (site, first, ABSENT, 4, 3, {})]
+    kernel.alternatives("rel12", rows)
+    assert after(tmp_path, kernel, Native(cpu(24)), site, 4).hex() == "0faee8c3"
+    patches = planned(tmp_path, kernel, Native(cpu(24))).patches
+    assert [(p.old.hex(), p.new.hex()) for p in patches] == [("89c089c0", "0faef090"), ("0faef090", "0faee8c3")]
+
+
+def test_inverted_entries(tmp_path: Path) -> None:
+    kernel = KernelMaker(release="6.1.50")
+    sites = [kernel.code(b"\x89\xc0\x90") for _ in range(2)]
+    body = kernel.replacement(b"\x0f\xae\xf0")
+    rows = [(sites[0], body, FEATURE | 0x8000, 3, 3, {}), (sites[1], body, ABSENT | 0x8000, 3, 3, {})]
+    kernel.alternatives("rel12", rows)
+    assert after(tmp_path, kernel, Native(cpu(24)), sites[0], 3).hex() == "89c090"
+    assert after(tmp_path, kernel, Native(cpu(24)), sites[1], 3).hex() == "0faef0"
+
+
+@pytest.mark.parametrize(("release", "layout", "words", "byte"), [
+    ("2.6.18", "abs32", 7, 0x90), ("2.6.32.9", "abs32", 9, 0x3E),
+    ("3.16.7", "rel32", 11, 0x3E), ("6.1.50", "rel32", 24, 0x3E),
+])  # fmt: skip
+def test_locks_go_on_one_cpu_between_the_bounds(
+    tmp_path: Path, release: str, layout: str, words: int, byte: int
+) -> None:
+    kernel = KernelMaker(release=release)
+    inside = kernel.code(b"\xf0\xff\x00")
+    outside = kernel.replacement(b"\xf0\xff\x00")
+    kernel.locks(layout, [inside, outside, 0])
+    assert after(tmp_path, kernel, Native(cpu(words)), inside, 3) == bytes((byte, 0xFF, 0))
+    assert after(tmp_path, kernel, Native(cpu(words)), outside, 3) == b"\xf0\xff\x00"
+    assert not planned(tmp_path, kernel, Native(cpu(words), cpus=2)).patches
+
+
+def modern(release: str) -> tuple[KernelMaker, dict[str, int]]:
+    """A pv_ops kernel with sites for: an ordinary slot, a nop, an empty one."""
+    kernel = KernelMaker(release=release)
+    function = kernel.code(b"\xc3", "native_flush_tlb_local")
+    nothing = kernel.code(b"\xc3", "_paravirt_nop")
+    bug = kernel.code(b"\x0f\x0b", "paravirt_BUG")
+    slots = [kernel.word(v, "pv_ops" if not i else None) for i, v in enumerate((function, nothing, 0))]
+    places = {"function": function, "bug": bug}
+    rows = []
+    for name, slot, kind in zip(("call", "nop", "empty"), slots, range(3), strict=True):
+        places[name] = kernel.code(b"\xff\x15" + struct.pack("<I", slot))
+        rows.append((places[name], kind, 6, 7))
+    kernel.paravirt(rows)
+    return kernel, places
+
+
+def call(site: int, target: int) -> bytes:
+    return b"\xe8" + struct.pack("<i", target - site - 5)
+
+
+@pytest.mark.parametrize(("release", "words", "nops", "empty"), [
+    ("4.20.1", 21, GENERIC, "ud2"), ("5.10.13", 20, GENERIC, "ud2"),
+    ("6.1.50", 24, ATOMIC, "bug"), ("6.7.2", 24, ATOMIC, "bug"),
+])  # fmt: skip
+def test_direct_calls_from_4_20_on(tmp_path: Path, release: str, words: int, nops: list[str], empty: str) -> None:
+    kernel, places = modern(release)
+    target = Native(cpu(words))
+    expected = call(places["call"], places["function"]) + b"\x90"
+    assert after(tmp_path, kernel, target, places["call"], 6) == expected
+    assert after(tmp_path, kernel, target, places["nop"], 6).hex() == nops[5]
+    found = after(tmp_path, kernel, target, places["empty"], 6)
+    if empty == "ud2":
+        assert found.hex() == "0f0b" + nops[3]
+    else:
+        assert found == call(places["empty"], places["bug"]) + b"\x90"
+
+
+def old(clobbers: int, length: int = 6) -> tuple[KernelMaker, dict[str, int]]:
+    """A 2.6.32 with pv_irq_ops, pv_cpu_ops and pv_mmu_ops, whose layouts are those of asm/paravirt_types.h."""
+    kernel = KernelMaker(release="2.6.32.9")
+    places: dict[str, int] = {}
+    names = [
+        "native_save_fl",
+        "native_restore_fl",
+        "native_irq_disable",
+        "native_irq_enable",
+        "native_safe_halt",
+        "native_halt",
+    ]
+    functions = [kernel.code(b"\xc3\x90\x90\x90", name) for name in names]
+    slots = [kernel.word(f, "pv_irq_ops" if not i else None) for i, f in enumerate(functions)]
+    rows = []
+    for i, name in enumerate(("save_fl", "restore_fl", "irq_disable", "irq_enable", "safe_halt")):
+        places[name] = kernel.code(b"\xff\x15" + struct.pack("<I", slots[i]) + b"\x90" * (length - 6))
+        rows.append((places[name], 43 + i, length, clobbers))
+    places["native_safe_halt"] = functions[4]
+    kernel.paravirt(rows)
+    return kernel, places
+
+
+def test_native_inlining_of_2_6_32(tmp_path: Path) -> None:
+    kernel, places = old(7)
+    target = Native(cpu(9))
+    expected = {"save_fl": "9c58", "restore_fl": "509d", "irq_disable": "fa", "irq_enable": "fb"}
+    for name, code in expected.items():
+        pad = GENERIC[5 - len(code) // 2]
+        assert after(tmp_path, kernel, target, places[name], 6).hex() == code + pad, name
+    assert after(tmp_path, kernel, target, places["safe_halt"], 6) == (
+        call(places["safe_halt"], places["native_safe_halt"]) + b"\x90"
+    )
+
+
+def test_2_6_32_calls_only_where_the_site_may_lose_what_a_function_may(tmp_path: Path) -> None:
+    kernel, places = old(1)
+    found = after(tmp_path, kernel, Native(cpu(9)), places["safe_halt"], 6)
+    assert found[:2] == b"\xff\x15"
+
+
+def test_a_paravirt_site_under_an_alternative(tmp_path: Path) -> None:
+    """5.13 on: paravirt first, then the alternative puts native instructions over the call."""
+    kernel, places = modern("6.1.50")
+    kernel.alternatives("rel12", [(places["call"], kernel.replacement(b"\xfa"), FEATURE, 6, 1, {})])
+    assert after(tmp_path, kernel, Native(cpu(24)), places["call"], 6).hex() == "fa" + ATOMIC[4]
+
+
+# Vendor, family, model, features, expected padding of 3 bytes in 3.16 to 5.12 (arch_init_ideal_nops).
+NOPL, K7, K8 = 3 * 32 + 20, 3 * 32 + 5, 3 * 32 + 4
+IDEAL = [
+    ("GenuineIntel", 6, 0x1A, (NOPL,), "666690"), ("GenuineIntel", 6, 0x3C, (NOPL,), "0f1f00"),
+    ("GenuineIntel", 6, 0x1C, (NOPL,), "0f1f00"), ("GenuineIntel", 6, 1, (), "8d7600"),
+    ("AuthenticAMD", 0x10, 2, (), "0f1f00"), ("AuthenticAMD", 0xF, 2, (K8,), "666690"),
+    ("AuthenticAMD", 6, 2, (K7,), "8d0420"), ("CentaurHauls", 6, 2, (), "8d7600"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("vendor", "family", "model", "extra", "expected"), IDEAL)
+def test_padding_by_cpu(
+    tmp_path: Path, vendor: str, family: int, model: int, extra: tuple[int, ...], expected: str
+) -> None:
+    kernel = KernelMaker(release="4.9.1")
+    site = kernel.code(b"\x89\xc0\x89\xc0")
+    kernel.alternatives("rel13", [(site, kernel.replacement(b"\xc3"), FEATURE, 4, 1, {})])
+    target = Native(cpu(19, vendor, family, model, extra))
+    assert after(tmp_path, kernel, target, site, 4).hex() == "c3" + expected
+
+
+def test_feature_words_without_an_identity_are_warned_about(tmp_path: Path) -> None:
+    kernel = KernelMaker(release="4.9.1")
+    site = kernel.code(b"\x89\xc0\x89\xc0")
+    kernel.alternatives("rel13", [(site, kernel.replacement(b"\xc3"), FEATURE, 4, 1, {})])
+    anonymous = Cpu("words", None, None, None, None, (1 << FEATURE,) + (0,) * 18)
+    assert "vendor" in planned(tmp_path, kernel, Native(anonymous)).warnings[0]
+
+
+def test_the_era_is_corrected_by_the_tables(tmp_path: Path) -> None:
+    kernel = KernelMaker(release="5.4.200")
+    site = kernel.code(b"\x89\xc0\x89\xc0")
+    kernel.alternatives("rel12", [(site, kernel.replacement(b"\xc3"), FEATURE, 4, 1, {})])
+    found = planned(tmp_path, kernel, Native(cpu(22)))
+    assert found.rules != "linux-4.20"
+    assert "backport" in found.warnings[0]
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
+    kernel, _ = modern("6.1.50")
+    with pytest.raises(UsageError, match="feature words"):
+        planned(tmp_path, kernel, Native(cpu(3)))
+    with pytest.raises(UsageError, match="at least one"):
+        planned(tmp_path, kernel, Native(cpu(24), cpus=0))
+    kernel.release = "2.6.9"
+    with pytest.raises(PatchError, match="older"):
+        planned(tmp_path, kernel, Native(cpu(7)))
+    kernel, _ = modern("6.1.50")
+    kernel.symbols = [s for s in kernel.symbols if s[0] != "paravirt_BUG"]
+    with pytest.raises(PatchError, match="paravirt_BUG"):
+        planned(tmp_path, kernel, Native(cpu(24)))
+    kernel, _ = modern("6.1.50")
+    kernel.alternatives("rel12", [(0xC7000000, 0xC7000000, 3, 4, 3, {})])
+    with pytest.raises(TableError) as caught:
+        planned(tmp_path, kernel, Native(cpu(24)))
+    assert caught.value.section == ".altinstructions"
+    assert caught.value.address
+    assert str(tmp_path) in str(caught.value)
