@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.errors import ImageError, UsageError
-from vmipatch.explain import cpudata, fit, report, states
+from vmipatch.explain import cpudata, fit, probes, report, states, tracing
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.locate import locate
 from vmipatch.explain.memory import Memory
@@ -172,4 +172,4 @@ def _run_time_evidence(ground: Ground, running: Running, sites: Sequence[Site]) 
     """What tracing and probing wrote, where the dump proves it."""
     if next(ground.differences(), None) is None:
         return []
-    return []
+    return tracing.prove(ground, running, _of(sites, "mcount")) + probes.prove(ground, running)

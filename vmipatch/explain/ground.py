@@ -34,7 +34,7 @@ class Ground:
         self.found = found
         self._by = bytearray(len(disk))
         self._causes = ["pristine"]
-        self._code: list[tuple[int, bytes]] = []
+        self._contents: list[bytes] = []
 
     def cause(self, name: str) -> int:
         """The number of a cause."""
@@ -64,16 +64,16 @@ class Ground:
         _add(changed, [a - self.base for a in addresses], width, value)
         self.pristine = bytes(changed)
 
-    def code(self) -> list[tuple[int, bytes]]:
-        """All instructions of the image: virtual address and bytes of each executable section."""
-        if not self._code:
+    def contents(self) -> list[bytes]:
+        """The image's bytes: of all code, and of all initialised data that can be written."""
+        if not self._contents:
             data = self.image.data
-            self._code = [
-                (s.address, bytes(data[s.offset : s.offset + s.file_size]))
+            self._contents = [
+                bytes(data[s.offset : s.offset + s.file_size])
                 for s in self.image.sections
-                if s.exec and s.file_size
+                if s.file_size and s.alloc and (s.exec or s.write) and s.name != ".init.scratch"
             ]
-        return self._code
+        return self._contents
 
     def differences(self) -> Iterator[tuple[int, int]]:
         """Runs of bytes that are not what is expected: virtual address and length."""

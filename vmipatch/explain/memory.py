@@ -17,6 +17,8 @@ from vmipatch.errors import ImageError, UsageError
 from vmipatch.explain import core
 
 CHUNK = 1 << 22
+_FEW = 10
+"""Values that are searched for one by one; more of them are looked up word by word."""
 
 
 class Region(NamedTuple):
@@ -131,6 +133,33 @@ class Memory:
                     limit -= 1
                 hit = piece.find(pattern, hit + 1)
             offset += CHUNK
+
+    def find_words(self, values: set[int], size: int, limit: int = 64) -> dict[int, list[int]]:
+        """Offsets in the file of aligned words of ``size`` bytes, at most ``limit`` for each value; in one pass."""
+        found: dict[int, list[int]] = {value: [] for value in values}
+        patterns = {value: value.to_bytes(size, "little") for value in values}
+        for offset in range(0, self.size, CHUNK):
+            piece = self.at(offset, CHUNK)
+            shift = -self._phase(offset) % size
+            here: set[int] = values
+            if len(values) > _FEW:
+                body = memoryview(piece)[shift : shift + (len(piece) - shift) // size * size]
+                here = values.intersection(body.cast("I" if size == 4 else "Q"))
+            for value in here:
+                hit = piece.find(patterns[value])
+                while hit >= 0 and len(found[value]) < limit:
+                    if (hit - shift) % size == 0:
+                        found[value].append(offset + hit)
+                    hit = piece.find(patterns[value], hit + 1)
+        return found
+
+    def _phase(self, offset: int) -> int:
+        """What an offset is past an aligned address: a core's segments need not begin aligned in its file."""
+        for regions in (self.physical, self.virtual):
+            address = self.addresses_of(regions, offset)
+            if address is not None:
+                return address % 8
+        return next((-r.offset % 8 for r in self.physical or self.virtual), 0)
 
     def addresses_of(self, regions: list[Region], offset: int) -> int | None:
         """The address, in one of the two lists, of the byte at an offset in the file."""

@@ -123,7 +123,11 @@ class CallForms:
         detail = site.detail
         assert isinstance(detail, StaticCall)
         if not function:
-            return returns.form_at(site.address, self.thunk, self.its, self.bits) if detail.tail else self.nop
+            if not detail.tail:
+                return self.nop
+            # Before the mitigations were chosen the kernel wrote plain returns, and 6.1 leaves them.
+            late = returns.form_at(site.address, self.thunk, self.its, self.bits)
+            return now if now == returns.RET else late
         if function == self.return0 and not detail.tail:
             return now if now in self.return0_forms else self.return0_forms[0]
         opcode = branch.JMP if detail.tail else branch.CALL
@@ -191,14 +195,14 @@ class _Keys:
         return self._by_code(running, site, now)
 
     def _by_code(self, running: Running, site: Site, now: bytes) -> int | None:
-        """Without symbols: a word that code loads beside the trampoline's address, that held on disk what the
-        trampoline went to there, and that holds now what it goes to now."""
+        """Without symbols: a word whose address stands beside the trampoline's, in code that updates both or in a
+        ``struct tracepoint``, that held on disk what the trampoline went to there, and that holds now what it goes to."""
         image = running.image
         goes, went = _means(now, site.address, self._forms), _means(image.read(site.address, 5), site.address, self._forms)
         if goes is None or went is None or image.bits != 32:
             return None
         wanted = site.address.to_bytes(4, "little")
-        for _, data in self._ground.code():
+        for data in self._ground.contents():
             at = data.find(wanted)
             while at >= 0:
                 for near in range(max(0, at - _NEAR), min(len(data) - 4, at + _NEAR)):
