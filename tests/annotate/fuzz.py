@@ -6,7 +6,7 @@ Starts from small kernels with every family in every layout, and from the tables
 real kernels given on the command line (cut down to some entries).  Stops with
 status 1 at the first case that raises anything else than VmipatchError or takes
 longer than 2 s, and leaves that case in ``fuzz-failure.bin``.  The same cases,
-fewer, run in test_fuzz.py.
+fewer, run in test_annotate_fuzz.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def seeds() -> list[bytes]:
         operand = struct.pack("<I", slot & 0xFFFFFFFF)
         kernel.paravirt([(kernel.code(b"\xff\x15" + operand), i, 6, 7) for i in range(4)])
         bodies = [kernel.replacement(b) for b in (b"\xe8\x01\x02\x03\x04", b"\xe9\x01\x02\x03\x04", b"\x0f\xae\xf0")]
-        rows = [(kernel.code(b"\x89\xc0" * 3), bodies[i % 3], i, 6, 3 if i % 3 == 2 else 5, {}) for i in range(6)]
+        rows: list[tuple[int, int, int, int, int, dict[str, int]]] = [
+            (kernel.code(b"\x89\xc0" * 3), bodies[i % 3], i, 6, 3 if i % 3 == 2 else 5, {}) for i in range(6)
+        ]
         kernel.alternatives(layout, rows)
         kernel.locks("rel32", [kernel.code(b"\xf0\xff\x00") for _ in range(6)])
         found.append(kernel.build())
