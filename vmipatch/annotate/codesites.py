@@ -16,7 +16,7 @@ from vmipatch.image import Image
 SAMPLE = 64
 
 Read = Callable[[bytes, int], tuple[int, str, Detail] | None]
-"""Length, op and detail of the site whose first bytes (at most six) and virtual address are given; None if it is none."""
+"""Length, op and detail of the site whose first bytes (at most six) and virtual address are given, or None."""
 
 
 def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:

@@ -28,5 +28,7 @@ def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
         if found is None:
             findings.append(Finding(why.id, "error", why.message, table.name, where))
         count = len(table.data) // found.size if found else 0
-        tables.append(TableInfo(family, table.name, table.address, len(table.data), found.name if found else None, count))
+        tables.append(
+            TableInfo(family, table.name, table.address, len(table.data), found.name if found else None, count)
+        )
     return tables, [], findings

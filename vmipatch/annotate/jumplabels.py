@@ -21,7 +21,9 @@ LIKELY = 1
 @cache
 def nops() -> frozenset[bytes]:
     """Every nop of two or five bytes that stands for a branch not taken."""
-    two = {bytes.fromhex(rows["sequences"][1]) for rows in facts.load("isa", "nops").values() if len(rows["sequences"]) > 1}
+    two = {
+        bytes.fromhex(rows["sequences"][1]) for rows in facts.load("isa", "nops").values() if len(rows["sequences"]) > 1
+    }
     return five_byte_nops() | two
 
 

@@ -42,7 +42,9 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
                 target = (address + LENGTH + int.from_bytes(body[1:], "little", signed=True)) & mask
             detail = details.setdefault(target, Mcount(target))
             where = code.section(address)
-            sites.append(Site(FAMILY, address, LENGTH, "fentry", where, table.name, table.address + index * size, detail))
+            sites.append(
+                Site(FAMILY, address, LENGTH, "fentry", where, table.name, table.address + index * size, detail)
+            )
     return tables, sites, []
 
 

@@ -47,7 +47,9 @@ def _reader(image: Image) -> codesites.Read:
             return None
         if len(body) < length:
             return None
-        target = (address + length + int.from_bytes(body[length - 4 : length], "little", signed=True)) & ((1 << bits) - 1)
+        target = (address + length + int.from_bytes(body[length - 4 : length], "little", signed=True)) & (
+            (1 << bits) - 1
+        )
         register = None
         if array is not None and not (target - array) % stride and 0 <= target - array < 16 * stride:
             register = (target - array) // stride

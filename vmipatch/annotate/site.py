@@ -107,9 +107,7 @@ class Place(NamedTuple):
     """An address and nothing more: an ``ENDBR`` or a call that a table names."""
 
 
-Detail = (
-    Paravirt | Alternative | Lock | Vmi | Afterburn | Mcount | JumpLabel | StaticCall | Thunk | Place
-)
+Detail = Paravirt | Alternative | Lock | Vmi | Afterburn | Mcount | JumpLabel | StaticCall | Thunk | Place
 
 
 class Site(NamedTuple):

@@ -19,6 +19,8 @@ FAMILY = "static_calls"
 LENGTH = 5
 FLAGS = 3
 TAIL = 1
+SINCE, MARKED = (5, 10), (5, 18)
+"""The releases that began with static calls, and with a mark behind each trampoline; between, symbols name them."""
 _RET = b"\xc3"
 
 
@@ -51,7 +53,9 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         size = facts.load("tables", FAMILY)["trampoline"]["size"]
         how = "by the mark behind each"
         tables.append(
-            TableInfo(FAMILY, ".static_call.text", sites[0].address, size * len(sites), "trampoline", len(sites), found=how)
+            TableInfo(
+                FAMILY, ".static_call.text", sites[0].address, size * len(sites), "trampoline", len(sites), found=how
+            )
         )
     return tables, sites + inline, []
 
@@ -63,8 +67,9 @@ def count(image: Image) -> FamilyScan:
 
 
 def trampolines(image: Image, code: CodeBytes) -> list[int]:
-    """The virtual addresses of all trampolines, ascending: a jump or a return in front of their mark."""
-    mark = bytes.fromhex(facts.load("tables", FAMILY)["trampoline"]["mark"])
+    """The virtual addresses of all trampolines, ascending: a jump or a return in front of their mark, or by name."""
+    spec = facts.load("tables", FAMILY)["trampoline"]
+    mark, prefix = bytes.fromhex(spec["mark"]), spec["names"]
     result = []
     for start, end, offset, _ in code.ranges:
         data = bytes(image.data[offset : offset + end - start])
@@ -75,7 +80,10 @@ def trampolines(image: Image, code: CodeBytes) -> list[int]:
             if not address & 3 and _is_jump(data[first:at], address, image.bits, code):
                 result.append(address)
             at = data.find(mark, at + 1)
-    return sorted(result)
+    version = image.version
+    if not result and version is not None and SINCE <= version < MARKED:
+        result = [a for a, _, name in image.symbols.all() if name.startswith(prefix) and code.offset(a, LENGTH) >= 0]
+    return sorted(set(result))
 
 
 def _is_jump(body: bytes, address: int, bits: int, code: CodeBytes) -> bool:

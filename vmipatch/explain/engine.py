@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.errors import ImageError, UsageError
-from vmipatch.explain import cpudata, fit, probes, report, states, tracing
+from vmipatch.explain import cpudata, fit, probes, runs, states, tracing
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.locate import locate
 from vmipatch.explain.memory import Memory
@@ -36,7 +36,9 @@ _MOVED_BY = frozenset(("altinstructions", "parainstructions"))
 """Families whose sites can hold a field that KASLR changes; the others hold relative branches and prefixes."""
 
 
-def explain(image: Image, memory: Memory, *, cpu: Cpu | None = None, kernel: tuple[int, ...] | None = None) -> Explanation:
+def explain(
+    image: Image, memory: Memory, *, cpu: Cpu | None = None, kernel: tuple[int, ...] | None = None
+) -> Explanation:
     """A cause for every byte of the image's ``.text`` in a memory dump.
 
     ``cpu`` is used instead of the dump's own ``boot_cpu_data``.  Raises
@@ -70,14 +72,17 @@ def explain(image: Image, memory: Memory, *, cpu: Cpu | None = None, kernel: tup
         ),
     }
     proved = _run_time_evidence(ground, running, here)
+    if data is not None:
+        proved += states.flipped(ground, _of(here, "jump_labels"), data)
+    said = [f"{name}: {n} sites by {how}" for name, t in tallies.items() for how, n in t.evidence.items()]
     everything = [*boot_scan.sites, *late.sites]
-    unexplained, runs, count = report.unexplained(ground, everything)
+    listed, number, count = runs.unexplained(ground, everything)
     return Explanation(
         start=text.address, total=text.size, slide=running.slide, unexplained_bytes=count,
         by_cause=dict(ground.counts().most_common()),
         states={name: dict(t.states) for name, t in tallies.items()},
-        evidence=evidence + [f"{name}: {n} sites by {how}" for name, t in tallies.items() for how, n in t.evidence.items()],
-        unexplained=unexplained, runs=runs, proved=proved,
+        evidence=evidence + said,
+        unexplained=listed, runs=number, proved=proved,
         warnings=list(dict.fromkeys([*warnings, *planned.warnings])),
     )  # fmt: skip
 
@@ -102,7 +107,13 @@ def _has_data(running: Running) -> bool:
 
 
 def _machine(
-    image: Image, running: Running, ground: Ground, found: Scan, cpu: Cpu | None, kernel: tuple[int, ...] | None, rules: Rules
+    image: Image,
+    running: Running,
+    ground: Ground,
+    found: Scan,
+    cpu: Cpu | None,
+    kernel: tuple[int, ...] | None,
+    rules: Rules,
 ) -> tuple[Native, list[str]]:
     """The CPU and the number of CPUs, and where each is known from."""
     cpus, locked = fit.cpus(ground, found, rules)
@@ -116,7 +127,10 @@ def _machine(
         least, most = rules.feature_words()
         if not least <= len(known.words) <= most:
             known = replace(known, words=known.words[:most] + (0,) * (least - len(known.words)))
-        return Native(known, cpus), [f"features: boot_cpu_data of the dump, {known.vendor} family {known.family}", *said]
+        return Native(known, cpus), [
+            f"features: boot_cpu_data of the dump, {known.vendor} family {known.family}",
+            *said,
+        ]
     best, share = fit.features(image, ground, found, rules, cpus, kernel)
     return Native(best, cpus), [f"features: best fit to the text, {share}", *said]
 
@@ -146,7 +160,9 @@ def _relocate(image: Image, slide: int, ground: Ground, planned: Plan) -> None:
             f"the running kernel was moved by {slide:#x}, and the image has no relocation table: give its bzImage",
             file=image.path,
         )
-    tied = Plan(tuple(p for p in planned.patches if p.cause.family in _MOVED_BY and ground.base <= p.address < ground.end))
+    tied = Plan(
+        tuple(p for p in planned.patches if p.cause.family in _MOVED_BY and ground.base <= p.address < ground.end)
+    )
     for fields, width, value in (
         (table.absolute32, 4, slide), (table.absolute64, 8, slide), (table.inverse32, 4, -slide),
     ):  # fmt: skip

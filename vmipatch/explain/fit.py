@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
 
@@ -49,52 +50,66 @@ def features(
     _, most = rules.feature_words()
     known = numbers()
     empty = Cpu("best fit", None, None, None, None, (0,) * most, complete=True)
-    words = dict.fromkeys((f for s in found.sites if isinstance(s.detail, Alternative) and (f := s.detail.feature) < most * 32), False)
+    used_by = (s.detail.feature for s in found.sites if isinstance(s.detail, Alternative))
+    words = dict.fromkeys((f for f in used_by if f < most * 32), False)
     returns = list(_inside(ground, found, "return_sites"))
     jumps = sum(ground.found[s.address - ground.base] == branch.JMP for s in returns)
-    words[known["RETHUNK"]] = jumps * 4 > len(returns) > 0
-    kept = [s for s in _inside(ground, found, "retpoline_sites")]
-    same = sum(ground.found[s.address - ground.base : s.end - ground.base] == ground.disk[s.address - ground.base : s.end - ground.base] for s in kept)
-    words[known["RETPOLINE"]] = bool(kept) and same * 2 > len(kept)
+    fixed: dict[int, bool] = {}
+    if returns:
+        fixed[known["RETHUNK"]] = jumps * 4 > len(returns)
+    kept = _inside(ground, found, "retpoline_sites")
+    if kept:
+        same = sum(ground.is_found(s.address, ground.disk[s.address - ground.base : s.end - ground.base]) for s in kept)
+        fixed[known["RETPOLINE"]] = same * 2 > len(kept)
+    fixed[known["ALWAYS"]] = True
+    words |= fixed
     thunk = Boot(return_thunk(ground, found), image.symbols.lookup("its_return_thunk"))
-    groups = _clusters([s for s in found.sites if s.family == "altinstructions" and ground.base <= s.address < ground.end])
-    wanted = {s.address for group in groups for s in group}
-    part = replace(found, sites=tuple(s for s in found.sites if s.family != "smp_locks" and _touches(s, wanted, groups)))
+    groups = _clusters(_inside(ground, found, "altinstructions"))
+    others = sorted(
+        (s for s in found.sites if s.family not in ("altinstructions", "smp_locks")), key=lambda s: s.address
+    )
+    starts = [s.address for s in others]
 
-    def right(choice: dict[int, bool]) -> dict[int, int]:
-        """Bytes of each cluster that are as found, by the cluster's first address."""
-        planned = plan(image, part, Native(_with(empty, choice), count), kernel=kernel, boot=thunk)
+    def right(choice: dict[int, bool], some: list[list[Site]]) -> list[int]:
+        """Bytes of each cluster that are as found."""
+        members = {id(s) for group in some for s in group}
+        near = {id(s) for group in some for s in _touched(group, others, starts)}
+        sites = tuple(s for s in found.sites if id(s) in members or id(s) in near)
+        planned = plan(
+            image, replace(found, sites=sites), Native(_with(empty, choice), count), kernel=kernel, boot=thunk
+        )
         laid: dict[int, int] = {}
         for patch in planned.patches:
             for i, byte in enumerate(patch.new):
                 laid[patch.address + i] = byte
-        result = {}
-        for group in groups:
-            start, end = group[0].address, max(s.end for s in group)
-            result[start] = sum(
-                laid.get(a, ground.disk[a - ground.base]) == ground.found[a - ground.base] for a in range(start, end)
-            )
-        return result
+        spans = [range(group[0].address, max(s.end for s in group)) for group in some]
+        base, disk, now = ground.base, ground.disk, ground.found
+        return [sum(laid.get(a, disk[a - base]) == now[a - base] for a in span) for span in spans]
 
-    off, on = right(words), right({f: f not in (known["RETHUNK"], known["RETPOLINE"]) or v for f, v in words.items()})
-    votes: Counter[int] = Counter()
+    by_feature: dict[int, list[list[Site]]] = {}
+    alone: Counter[int] = Counter()
+    single = []
     for group in groups:
         used = {s.detail.feature for s in group if isinstance(s.detail, Alternative)}
+        for feature in used:
+            by_feature.setdefault(feature, []).append(group)
         if len(used) == 1:
-            votes[used.pop()] += on[group[0].address] - off[group[0].address]
-    fixed = (known["RETHUNK"], known["RETPOLINE"])
-    for feature, vote in votes.items():
+            single.append((group, next(iter(used))))
+    lone = [group for group, _ in single]
+    for (_, feature), off, on in zip(
+        single, right(words, lone), right(dict.fromkeys(words, True) | fixed, lone), strict=True
+    ):
+        alone[feature] += on - off
+    for feature, vote in alone.items():
         if feature in words and feature not in fixed:
             words[feature] = vote > 0
-    best = sum(right(words).values())
-    open_features = [f for f in words if f not in fixed and not votes[f]]
-    for feature in open_features:
+    for feature in (f for f in words if f not in fixed and not alone[f]):
         trial = words | {feature: not words[feature]}
-        score = sum(right(trial).values())
-        if score > best:
-            words, best = trial, score
+        here = by_feature.get(feature, [])
+        if here and sum(right(trial, here)) > sum(right(words, here)):
+            words = trial
     total = sum(max(s.end for s in g) - g[0].address for g in groups)
-    return _with(empty, words), f"{best} of {total} bytes of alternatives agree"
+    return _with(empty, words), f"{sum(right(words, groups))} of {total} bytes of alternatives agree"
 
 
 def _with(cpu: Cpu, choice: dict[int, bool]) -> Cpu:
@@ -118,8 +133,18 @@ def _clusters(sites: list[Site]) -> list[list[Site]]:
     return groups
 
 
-def _touches(site: Site, wanted: set[int], groups: list[list[Site]]) -> bool:
-    return site.family == "altinstructions" or site.address in wanted or site.family == "parainstructions"
+def _touched(group: list[Site], others: list[Site], starts: list[int]) -> list[Site]:
+    """Sites of other families in the bytes of a cluster, and in the replacements that are copied into it."""
+    result = []
+    ranges = [(group[0].address, max(s.end for s in group))]
+    details = [s.detail for s in group if isinstance(s.detail, Alternative)]
+    ranges += [(d.replacement, d.replacement + d.replacement_length) for d in details]
+    for start, end in ranges:
+        i = bisect_left(starts, start)
+        while i < len(others) and starts[i] < end:
+            result.append(others[i])
+            i += 1
+    return result
 
 
 def _inside(ground: Ground, found: Scan, family: str) -> list[Site]:

@@ -54,6 +54,11 @@ class Ground:
         self.expected[at : at + len(code)] = code
         self._by[at : at + len(code)] = bytes((cause,)) * len(code)
 
+    def is_found(self, address: int, code: bytes) -> bool:
+        """Whether the dump has these bytes at an address."""
+        at = address - self.base
+        return self.found[at : at + len(code)] == code
+
     def add(self, addresses: list[int], width: int, value: int) -> None:
         """Add ``value`` to the little-endian fields of ``width`` bytes at addresses, in what is expected."""
         _add(self.expected, [a - self.base for a in addresses], width, value)

@@ -179,9 +179,7 @@ def _build_id(notes: bytes) -> bytes:
     return notes[at + 12 : at + 32] if at >= 0 else b""
 
 
-def _refusal(
-    image: Image, memory: Memory, text: Section, best: tuple[float, Running] | None
-) -> ImageError:
+def _refusal(image: Image, memory: Memory, text: Section, best: tuple[float, Running] | None) -> ImageError:
     """The one line that says what the dump is instead."""
     other = _other_banner(image, memory)
     if best is not None:

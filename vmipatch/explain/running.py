@@ -5,7 +5,6 @@ Imports image, errors and its sisters in ``explain/``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 from vmipatch.errors import AddressError
@@ -148,6 +147,3 @@ class Running:
         if self._text[0] != section.address:
             self._text = section.address, self.read(section.address, section.size) or b""
         return self._text[1] or None
-
-
-Say = Callable[[str], None]

@@ -13,16 +13,20 @@ from dataclasses import dataclass, field
 
 from vmipatch import facts
 from vmipatch.annotate import Site
-from vmipatch.annotate.site import JumpLabel, Mcount, StaticCall
+from vmipatch.annotate.site import JumpLabel, StaticCall
 from vmipatch.explain.ground import Ground
+from vmipatch.explain.result import Proved
 from vmipatch.explain.running import Running
 from vmipatch.isa import branch
 from vmipatch.isa.nops import NopTable
 from vmipatch.patch import returns
 
-
 _NEAR = 40
 """Bytes around a trampoline's address in the code that updates it, in which its key's address stands."""
+
+
+_AGREEING = 4
+"""Sites of one key that must call the same function before that is taken for its value."""
 
 
 @dataclass(slots=True)
@@ -89,6 +93,26 @@ def label_form(site: Site, taken: bool, five: bytes, nops: NopTable) -> bytes:
     return bytes((branch.JMP_SHORT, (detail.target - site.address - 2) & 0xFF))
 
 
+def flipped(ground: Ground, sites: Iterable[Site], running: Running) -> list[Proved]:
+    """The jump labels that are not as on disk, with the state of their keys."""
+    result = []
+    for site in sites:
+        detail = site.detail
+        assert isinstance(detail, JumpLabel)
+        at = site.address - ground.base
+        now, before = ground.found[at : at + site.length], ground.pristine[at : at + site.length]
+        jumps = now[0] in (branch.JMP, branch.JMP_SHORT)
+        if now != ground.expected[at : at + site.length] or jumps == (before[0] in (branch.JMP, branch.JMP_SHORT)):
+            continue
+        raw = running.read(detail.key, 4)
+        if raw is not None:
+            count = int.from_bytes(raw, "little", signed=True)
+            symbol, offset = ground.image.symbols.at(site.address) or (None, None)
+            text = f"the key {site.op} at {detail.key:#x} is {count}"
+            result.append(Proved(site.address, site.length, "static key", symbol, offset, text))
+    return result
+
+
 def key_state(running: Running, key: int) -> bool | None:
     """Whether a static key is on; None where the dump does not have it."""
     data = running.read(key, 4)
@@ -138,7 +162,10 @@ def static_calls(ground: Ground, sites: Iterable[Site], running: Running | None,
     """Calls and trampolines by what their keys hold."""
     tally = Tally()
     cause = ground.cause("static_calls")
+    sites = list(sites)
     keys = _Keys(ground, running, forms)
+    if running is None:
+        keys.agree(sites)
     for site in sites:
         detail = site.detail
         assert isinstance(detail, StaticCall)
@@ -150,7 +177,7 @@ def static_calls(ground: Ground, sites: Iterable[Site], running: Running | None,
             # Nothing tells what the key holds: the site must be as boot left it.
             tally.evidence["none: as on disk"] += 1
             continue
-        tally.evidence["key"] += 1
+        tally.evidence["key" if running is not None else "key as on disk, or a form without a target"] += 1
         form = forms.of(site, function, now)
         if site.address == detail.trampoline and _means(booted, site.address, forms) == function and now == booted:
             form = booted
@@ -175,17 +202,35 @@ class _Keys:
         self._forms = forms
         self._running = running
         self._functions: dict[int, int | None] = {}
+        self._agreed: dict[int, int] = {}
         image = ground.image
         self._data = [(s.address, s.end) for s in image.sections if s.write and s.file_size and not s.exec]
+
+    def agree(self, sites: Sequence[Site]) -> None:
+        """Without the dump's data: what the sites of one key call, if it is a function and most of them agree."""
+        image = self._ground.image
+        votes: dict[int, Counter[int]] = {}
+        for site in sites:
+            detail = site.detail
+            assert isinstance(detail, StaticCall)
+            at = site.address - self._ground.base
+            target = branch.target_of(self._ground.found[at : at + site.length], site.address, image.bits)
+            if detail.key and target is not None and site.address != detail.trampoline:
+                votes.setdefault(detail.key, Counter())[target] += 1
+        for key, counted in votes.items():
+            target, count = counted.most_common(1)[0]
+            named = image.symbols.at(target)
+            if count >= _AGREEING and count * 10 >= counted.total() * 9 and named is not None and named[1] == 0:
+                self._agreed[key] = target
 
     def function(self, site: Site, detail: StaticCall, now: bytes, booted: bytes) -> int | None:
         """The function that the site's key holds, as linked; None where nothing tells."""
         running = self._running
-        if running is None:
-            return None
         key = detail.key
         if not key and not site.op.startswith("0x"):
-            key = running.image.symbols.lookup("__SCK__" + site.op) or 0
+            key = self._ground.image.symbols.lookup("__SCK__" + site.op) or 0
+        if running is None:
+            return self._unchanged(key, now)
         if key:
             if key not in self._functions:
                 self._functions[key] = running.pointer(key)
@@ -194,11 +239,30 @@ class _Keys:
             return None
         return self._by_code(running, site, now)
 
+    def _unchanged(self, key: int, now: bytes) -> int | None:
+        """Without the dump's data: none or "return 0" where the site says so, else what the key holds on disk."""
+        forms, image = self._forms, self._ground.image
+        if now in (forms.nop, returns.RET):
+            return 0
+        if now in forms.return0_forms:
+            return forms.return0
+        if not key:
+            return None
+        if key in self._agreed:
+            return self._agreed[key]
+        if key not in self._functions:
+            self._functions[key] = int.from_bytes(image.read(key, image.bits // 8), "little")
+        return self._functions[key]
+
     def _by_code(self, running: Running, site: Site, now: bytes) -> int | None:
         """Without symbols: a word whose address stands beside the trampoline's, in code that updates both or in a
-        ``struct tracepoint``, that held on disk what the trampoline went to there, and that holds now what it goes to."""
+        ``struct tracepoint``, that held on disk what the trampoline went to there, and that holds now what it
+        goes to."""
         image = running.image
-        goes, went = _means(now, site.address, self._forms), _means(image.read(site.address, 5), site.address, self._forms)
+        goes, went = (
+            _means(now, site.address, self._forms),
+            _means(image.read(site.address, 5), site.address, self._forms),
+        )
         if goes is None or went is None or image.bits != 32:
             return None
         wanted = site.address.to_bytes(4, "little")
@@ -213,11 +277,3 @@ class _Keys:
                             return goes
                 at = data.find(wanted, at + 1)
         return None
-
-
-def mcount_target(sites: Sequence[Site]) -> int:
-    """The function that mcount sites call on disk; 0 where all hold nops."""
-    for site in sites:
-        if isinstance(site.detail, Mcount) and site.detail.target:
-            return site.detail.target
-    return 0

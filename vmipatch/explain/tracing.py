@@ -46,7 +46,9 @@ def prove(ground: Ground, running: Running, sites: Sequence[Site]) -> list[Prove
             continue
         ground.lay(site.address, code, cause)
         named = ground.image.symbols.at(site.address) or (None, None)
-        result.append(Proved(site.address, _LENGTH, "ftrace", named[0], named[1], f"its dyn_ftrace record ({flags:#x}): {why}"))
+        result.append(
+            Proved(site.address, _LENGTH, "ftrace", named[0], named[1], f"its dyn_ftrace record ({flags:#x}): {why}")
+        )
     if result:
         result += _callbacks(ground, running, cause)
     return result

@@ -17,6 +17,7 @@ from vmipatch.patch.text import Text
 
 PATCHED_BY_KERNEL = ("parainstructions", "altinstructions", "smp_locks")
 
+
 class Boot(NamedTuple):
     """What decides how returns are rewritten at boot: virtual addresses as linked, None where there is none.
 
@@ -34,9 +35,7 @@ LAST_WITH_VMI = (2, 6, 36)
 """Linux 2.6.37 removed its VMI back end (Documentation/feature-removal-schedule.txt)."""
 
 
-def plan(
-    image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, boot: Boot | None = None
-) -> Plan:
+def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, boot: Boot | None = None) -> Plan:
     """Every patch in the order in which the kernel makes them.
 
     With ``boot`` also those of the passes that a kernel runs at boot over returns,

@@ -1,4 +1,4 @@
-"""The pass over return sites (``apply_returns``, 5.19 on): a return, or a jump to the thunk that the mitigations chose."""
+"""The pass over return sites (``apply_returns``, 5.19 on): a return, or a jump to the mitigations' thunk."""
 
 from __future__ import annotations
 

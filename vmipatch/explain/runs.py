@@ -66,7 +66,9 @@ def _one(ground: Ground, index: _Sites, address: int, length: int, shown: bool) 
         for i, data in enumerate((ground.found, ground.expected)):
             code = bytes(data[start - ground.base : at + length + _AROUND])
             lines = decode.disassemble(code, ground.image.bits, start)
-            texts[i] = tuple(x.text for x in lines if x.address + len(x.code) > address and x.address < address + length)
+            texts[i] = tuple(
+                x.text for x in lines if x.address + len(x.code) > address and x.address < address + length
+            )
     name, offset = named if named is not None else (None, None)
     what = f"{site.family} {site.op}" if site is not None else None
     hint = _hint(ground, site, address, found, expected)

@@ -1,0 +1,82 @@
+"""``vmipatch explain``: the cause of every byte of a running kernel's text, or the set of all that it may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmipatch.cli.common import Features, ImagePath, Kernel, SystemMap, number, parse
+
+
+def explain(
+    image: ImagePath,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="DUMP", help="The machine's memory: an ELF core, or raw (with --base).")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="DUMP is raw and begins at this virtual or physical address.")
+    ] = None,
+    features: Features = None,
+    legal: Annotated[
+        Path | None,
+        typer.Option("--legal", metavar="OUT", help="Write every byte string that each site may ever hold, as JSON."),
+    ] = None,
+    kernel: Kernel = None,
+    system_map: SystemMap = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON (schema vmipatch.explain/1).")] = False,
+) -> None:
+    """Say of every byte of a running kernel's text whether it is pristine, a legal self-patch, or unexplained.
+
+    Exit status 1 if there are unexplained bytes.  Memory of another kernel is refused.
+    """
+    from vmipatch.errors import UsageError
+    from vmipatch.explain import Memory
+    from vmipatch.explain import explain as run
+    from vmipatch.image import open_image
+    from vmipatch.patch import from_features
+    from vmipatch.report import explain as report
+
+    if memory is None and legal is None:
+        raise UsageError("what is to be explained? Give --memory DUMP (or --legal OUT)")
+    if memory is None and (base is not None or features is not None):
+        raise UsageError("--base and --features go with --memory")
+    opened = open_image(image, system_map=system_map)
+    if legal is not None:
+        _write_legal(legal, opened, parse(kernel))
+    if memory is not None:
+        cpu = None if features is None else from_features(features)
+        dump = Memory(memory, None if base is None else number(base))
+        found = run(opened, dump, cpu=cpu, kernel=parse(kernel))
+        (report.as_json if json else report.as_table)(opened, str(memory), found)
+        if found.unexplained_bytes:
+            raise typer.Exit(1)
+
+
+def _write_legal(target: Path, opened: object, kernel: tuple[int, ...] | None) -> None:
+    import json
+    import os
+    import tempfile
+
+    from vmipatch.errors import UsageError
+    from vmipatch.explain import legal
+    from vmipatch.image.image import Image
+    from vmipatch.report.explain import legal_document
+
+    assert isinstance(opened, Image)
+    text = json.dumps(legal_document(opened, legal(opened, kernel=kernel)))
+    try:
+        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(partial, 0o644)
+            os.replace(partial, target)
+        except BaseException:
+            os.unlink(partial)
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", file=target) from error

@@ -1,0 +1,119 @@
+"""What ``vmipatch explain`` prints, and the file of the legal-patch set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal, Proved, Unexplained
+from vmipatch.image import Image
+from vmipatch.report.scan import image_record
+
+SHOWN = 40
+"""Runs that the table shows; JSON has them all."""
+
+
+def as_json(image: Image, memory: str, found: Explanation) -> None:
+    """One JSON document on standard output."""
+    record = {
+        "schema": "vmipatch.explain/1",
+        "image": image_record(image),
+        "memory": memory,
+        "text": {**_address("address", found.start), "length": found.total, **_address("slide", found.slide)},
+        "bytes": {
+            "total": found.total,
+            "pristine": found.pristine,
+            "explained": found.explained,
+            "unexplained": found.unexplained_bytes,
+        },
+        "by_cause": found.by_cause,
+        "states": found.states,
+        "evidence": found.evidence,
+        "proved": [_proved(x) for x in found.proved],
+        "unexplained": [_unexplained(x) for x in found.unexplained],
+        "unexplained_runs": found.runs,
+        "warnings": found.warnings,
+    }
+    sys.stdout.write(json.dumps(record) + "\n")
+
+
+def _address(key: str, value: int) -> dict[str, Any]:
+    return {key: value, f"{key}_hex": f"{value:#x}"}
+
+
+def _proved(x: Proved) -> dict[str, Any]:
+    where = {"length": x.length, "symbol": x.symbol, "offset": x.offset}
+    return {**_address("address", x.address), **where, "cause": x.cause, "evidence": x.evidence}
+
+
+def _unexplained(x: Unexplained) -> dict[str, Any]:
+    return {
+        **_address("address", x.address),
+        "length": len(x.found),
+        "found": x.found.hex(),
+        "expected": x.expected.hex(),
+        "symbol": x.symbol,
+        "offset": x.offset,
+        "site": x.site,
+        "hint": x.hint,
+        "instructions_found": list(x.instructions_found),
+        "instructions_expected": list(x.instructions_expected),
+    }
+
+
+def as_table(image: Image, memory: str, found: Explanation) -> None:
+    """Counts, causes and the first unexplained runs, for a person."""
+    out = sys.stdout
+    moved = f", moved by {found.slide:#x}" if found.slide else ""
+    out.write(f"{memory}: {found.total} bytes of text at {found.start:#x}{moved}\n")
+    out.write(f"  pristine     {found.pristine:>10}\n  explained    {found.explained:>10}\n")
+    for cause, count in found.by_cause.items():
+        out.write(f"    {cause:<18} {count:>8}\n")
+    out.write(f"  unexplained  {found.unexplained_bytes:>10}\n")
+    for line in found.evidence:
+        out.write(f"  {line}\n")
+    for p in found.proved[:SHOWN]:
+        out.write(f"  {p.address:#x} {_where(p.symbol, p.offset)}: {p.cause}: {p.evidence}\n")
+    if len(found.proved) > SHOWN:
+        out.write(f"  and {len(found.proved) - SHOWN} more\n")
+    for u in found.unexplained[:SHOWN]:
+        out.write(f"\n{u.address:#x} {_where(u.symbol, u.offset)}{f' ({u.site})' if u.site else ''}\n")
+        out.write(f"  found     {_hex(u.found):<34} {'; '.join(u.instructions_found)}\n")
+        out.write(f"  expected  {_hex(u.expected):<34} {'; '.join(u.instructions_expected)}\n")
+        if u.hint:
+            out.write(f"  {u.hint}\n")
+    if found.runs > SHOWN:
+        out.write(f"\nand {found.runs - SHOWN} more runs of unexplained bytes\n")
+    out.flush()
+    for warning in found.warnings:
+        print(f"{image.path}: warning: {warning}", file=sys.stderr)
+
+
+def _where(symbol: str | None, offset: int | None) -> str:
+    return f"{symbol}+{offset:#x}" if symbol else "?"
+
+
+def _hex(code: bytes) -> str:
+    return code[:16].hex(" ") + (" …" if len(code) > 16 else "")
+
+
+def legal_document(image: Image, entries: Iterable[Legal]) -> dict[str, Any]:
+    """The legal-patch set as the file says it (docs/explain.md)."""
+    return {
+        "schema": "vmipatch.legal/1",
+        "image": image_record(image),
+        "domains": DOMAINS,
+        "anywhere": [{"cause": cause, "pattern": text} for cause, text in ANYWHERE],
+        "sites": [
+            {
+                **_address("address", x.address),
+                "length": x.length,
+                "families": list(x.families),
+                "states": [{"bytes": s.code.hex(), "cause": s.cause} for s in x.states],
+                "patterns": list(x.patterns),
+            }
+            for x in entries
+        ],
+    }
