@@ -7,6 +7,7 @@ import sys
 import typer
 
 from vmipatch.cli.diff import diff
+from vmipatch.cli.explain import explain
 from vmipatch.cli.patch import patch
 from vmipatch.cli.restore import restore
 from vmipatch.cli.rom import app as rom
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (scan, patch, diff, restore, run):
+for command in (scan, patch, diff, restore, explain, run):
     app.command()(command)
 app.add_typer(rom, name="rom")
 
