@@ -299,8 +299,9 @@ def scale(a: int, b: int, control: Control) -> Result:
     if is_infinite(a) or is_zero(a):
         return a, flags
     sign, m, e = split(b)
-    amount = 0 if m == 0 or e < -63 else m << e if 0 <= e < 20 else m >> -e if e < 0 else 1 << 20
-    amount = min(amount, 1 << 20) * (-1 if sign else 1)
+    # Beyond 2**16 in either direction every number overflows or underflows.
+    amount = m >> -e if -64 < e < 0 else 0 if e < 0 else 1 << 16
+    amount = min(amount, 1 << 16) * (-1 if sign else 1)
     s, significand, exponent = split(a)
     result, more = finish(s, significand, exponent + amount, False, Control(64, control.rounding, control.masks))
     return result, flags | more

@@ -76,15 +76,16 @@ def _ln(x: int) -> int:
     return _atanh(y) * 2 if y >= 0 else -2 * _atanh(-y)
 
 
-def _log2(sign: int, m: int, e: int) -> int:
+def _log2(m: int, e: int) -> int:
     """log2 of m * 2**e as fixed point."""
     leading = e + m.bit_length() - 1
-    fraction = m << BITS - (m.bit_length() - 1)
+    shift = BITS - (m.bit_length() - 1)
+    fraction = m << shift if shift >= 0 else m >> -shift
     return (leading << BITS) + _ln(fraction) * UNIT // ln2()
 
 
 def exp2_minus_1(a: int, control: Control) -> Result:
-    """F2XM1: 2**a - 1 for -1 <= a <= 1."""
+    """F2XM1: 2**a - 1 for -1 <= a <= 1; outside, where the result is undefined, a itself."""
     bad = check(a)
     if bad is not None:
         return bad
@@ -97,6 +98,8 @@ def exp2_minus_1(a: int, control: Control) -> Result:
         # 2**a - 1 = a ln 2 to more digits than there are
         result, flags = finish(sign, m * ln2(), e - BITS, True, control)
         return result, flags | INEXACT | denormals(a)
+    if a & ~SIGN > ONE:
+        return a, 0
     if a & ~SIGN == ONE:
         return (SIGN | ONE - (1 << 64), 0) if sign else (ONE, 0)
     result, flags = _unfixed(_exp_series(_fixed(a) * ln2() >> BITS), control)
@@ -128,7 +131,7 @@ def y_log2_x(x: int, y: int, control: Control) -> Result:
         return (sign ^ below) << 79 | INFINITY, flags
     if is_zero(y):
         return (sign ^ below) << 79, flags
-    logarithm = _log2(0, m, e)
+    logarithm = _log2(m, e)
     _, my, ey = split(y)
     exact = m & m - 1 == 0
     result, more = finish(sign ^ (logarithm < 0), abs(logarithm) * my, ey - BITS, not exact, control)
@@ -152,10 +155,16 @@ def y_log2_x_plus_1(x: int, y: int, control: Control) -> Result:
     if ex + mx.bit_length() < -66:
         result, more = finish(sign, mx * my * UNIT // ln2(), ex + ey, True, control)
         return result, flags | more | INEXACT
-    argument = UNIT + _fixed(x)
-    if argument <= 0:
+    if ex + mx.bit_length() > BITS:  # so large that 1 more is nothing
+        value = abs(_log2(mx, ex)) if not x >> 79 else 0
+    else:
+        argument = UNIT + _fixed(x)
+        if argument <= 0:
+            return INDEFINITE, INVALID
+        near = UNIT >> 1 < argument < UNIT << 1
+        value = abs(_ln(argument)) * UNIT // ln2() if near else abs(_log2(argument, -BITS))
+    if value == 0:
         return INDEFINITE, INVALID
-    value = abs(_ln(argument)) * UNIT // ln2()
     result, more = finish(sign, value * my, ey - BITS, True, control)
     return result, flags | more | INEXACT
 
