@@ -38,9 +38,10 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """A core file's segments; CR3 of each CPU where QEMU noted it; VMCOREINFO as names and values."""
+    """A core file's segments; bytes that they have past the end of the file; CR3 of each CPU where QEMU noted it; VMCOREINFO as names and values."""
 
     loads: tuple[Load, ...]
+    missing: int
     cr3: tuple[int, ...]
     info: dict[str, str]
 
@@ -70,7 +71,7 @@ def parse(file: BinaryIO, size: int, path: str) -> Core:
     if phnum > _MOST_SEGMENTS or phoff + phnum * form.size > size:
         raise ImageError(f"{phnum} program headers reach past the end of the file", file=path, offset=phoff)
     file.seek(phoff)
-    loads, notes = [], b""
+    loads, notes, missing = [], b"", 0
     for row in form.iter_unpack(file.read(phnum * form.size)):
         if bits == 32:
             kind, offset, virtual, physical, length, *_ = row
@@ -83,9 +84,10 @@ def parse(file: BinaryIO, size: int, path: str) -> Core:
             notes += file.read(min(length, _MOST_NOTES))
         elif kind == _PT_LOAD and length:
             # What is cut off is missed when the text is read: /proc/kcore claims more than it has.
+            missing += max(0, offset + length - max(size, offset))
             loads.append((virtual, physical, offset, max(0, min(length, size - offset))))
     cr3, info = _notes(notes)
-    return Core(tuple(_load(row, bits) for row in loads), tuple(cr3), info)
+    return Core(tuple(_load(row, bits) for row in loads), missing, tuple(cr3), info)
 
 
 def _load(row: tuple[int, int, int, int], bits: int) -> Load:

@@ -49,8 +49,17 @@ def locate(image: Image, memory: Memory) -> Running:
         raise _refusal(image, memory, text, best)
     running = best[1]
     _check_build(image, running)
+    slide = _slide_in_text(running, text)
     if running.shift is not None:
-        running = Running(image, memory, _slide_of(running, text), running.shift, running.how)
+        if slide is None:
+            slide = _slide_of(running, text)
+        running = Running(image, memory, slide, running.shift, running.how)
+    elif slide is not None and slide != running.slide:
+        raise ImageError(
+            f"the text stands at {text.address + running.slide:#x}, but its own addresses say "
+            f"{text.address + slide & (1 << image.bits) - 1:#x}: is the base right?",
+            file=memory.path,
+        )
     return running
 
 
@@ -130,6 +139,23 @@ def _agreement(running: Running, text: Section) -> float | None:
     return same / total if total else None
 
 
+def _slide_in_text(running: Running, text: Section) -> int | None:
+    """How far the kernel was moved, by what KASLR has added to the fields of its text; None where nothing tells."""
+    table = running.image.relocations
+    if table is None:
+        return None
+    fields = [f for f in table.absolute32 if text.address <= f < text.end - 4]
+    grown: Counter[int] = Counter()
+    for field in fields[:: max(1, len(fields) // _POINTERS)]:
+        now = running.read(field, 4)
+        if now is not None:
+            grown[int.from_bytes(now, "little") - int.from_bytes(running.image.read(field, 4), "little")] += 1
+    if not grown:
+        return None
+    slide, count = grown.most_common(1)[0]
+    return slide & 0xFFFFFFFF if count * 2 > grown.total() else None
+
+
 def _slide_of(running: Running, text: Section) -> int:
     """How far the virtual addresses were moved: what the kernel's own pointers to its text have grown by."""
     image = running.image
@@ -190,8 +216,12 @@ def _refusal(image: Image, memory: Memory, text: Section, best: tuple[float, Run
     if other is not None:
         text_of = f"memory of another kernel: its banner is {other[:90]!r}, the image's {(image.banner or '')[:90]!r}"
         return ImageError(text_of, file=memory.path)
+    if memory.missing and best is None:
+        return ImageError(f"cut short: its headers name {memory.missing} bytes more than it has", file=memory.path)
     for regions, start in ((memory.virtual, text.address), (memory.physical, _physical(image, text.address))):
-        had = memory.has(regions, start, text.size) if start is not None else 0
+        if start is None:
+            continue
+        had = sum(max(0, min(r.start + r.size, start + text.size) - max(r.start, start)) for r in regions)
         if 0 < had < text.size:
             missing = f"cut short: it has {had} of the {text.size} bytes of the kernel's text"
             return ImageError(missing, file=memory.path, address=text.address)

@@ -33,7 +33,8 @@ class Memory:
     """The bytes of a dump.
 
     ``raw`` is True for a raw dump, whose base may be of either kind: the regions
-    are then in both lists.  ``cr3`` and ``info`` are what a core's notes say.
+    are then in both lists.  ``cr3`` and ``info`` are what a core's notes say;
+    ``missing`` is how many bytes its headers name past the end of the file.
     """
 
     def __init__(self, path: str | PathLike[str], base: int | None = None) -> None:
@@ -42,16 +43,19 @@ class Memory:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ImageError(f"cannot read the memory: {error.strerror}", file=self.path) from error
-        self._file = os.fdopen(descriptor, "rb", buffering=0)
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) and not self.path.endswith("kcore"):
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
             raise ImageError("not a regular file", file=self.path)
-        self.size = status.st_size or os.lseek(descriptor, 0, os.SEEK_END)
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        # The size of /proc/kcore is what it could have.
+        self.size = status.st_size
         if not self.size:
             raise ImageError("the dump is empty", file=self.path, offset=0)
         head = os.pread(descriptor, 4, 0)
         self.cr3: tuple[int, ...] = ()
         self.info: dict[str, str] = {}
+        self.missing = 0
         self.raw = base is not None
         if base is not None:
             if base < 0 or base + self.size > 1 << 64:
@@ -60,7 +64,7 @@ class Memory:
             self.virtual, self.physical = [whole], [whole]
         elif head == core.MAGIC:
             found = core.parse(self._file, self.size, self.path)
-            self.cr3, self.info = found.cr3, found.info
+            self.cr3, self.info, self.missing = found.cr3, found.info, found.missing
             self.virtual = sorted(Region(x.virtual, x.size, x.offset) for x in found.loads if x.virtual is not None)
             self.physical = sorted(Region(x.physical, x.size, x.offset) for x in found.loads if x.physical is not None)
         else:
