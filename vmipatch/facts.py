@@ -31,9 +31,7 @@ def root() -> Traversable:
 @cache
 def names(kind: str) -> tuple[str, ...]:
     """The names of all specs of a kind (``abi``, ``hypervisors``, ``cpus``, ``kernels``)."""
-    return tuple(
-        sorted(f.name.removesuffix(".toml") for f in (root() / kind).iterdir() if f.name.endswith(".toml"))
-    )
+    return tuple(sorted(f.name.removesuffix(".toml") for f in (root() / kind).iterdir() if f.name.endswith(".toml")))
 
 
 @cache

@@ -38,7 +38,10 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """A core file's segments; bytes that they have past the end of the file; CR3 of each CPU where QEMU noted it; VMCOREINFO as names and values."""
+    """A core file's segments, and ``missing`` bytes of them past the end of the file.
+
+    CR3 of each CPU where QEMU noted it; VMCOREINFO as names and values.
+    """
 
     loads: tuple[Load, ...]
     missing: int

@@ -49,15 +49,15 @@ def locate(image: Image, memory: Memory) -> Running:
         raise _refusal(image, memory, text, best)
     running = best[1]
     _check_build(image, running)
-    slide = _slide_in_text(running, text)
+    own = _slide_in_text(running, text)
     if running.shift is not None:
-        if slide is None:
-            slide = _slide_of(running, text)
-        running = Running(image, memory, slide, running.shift, running.how)
-    elif slide is not None and slide != running.slide:
+        if own is None:
+            own = _slide_of(running, text)
+        running = Running(image, memory, own, running.shift, running.how)
+    elif own is not None and own != running.slide:
         raise ImageError(
             f"the text stands at {text.address + running.slide:#x}, but its own addresses say "
-            f"{text.address + slide & (1 << image.bits) - 1:#x}: is the base right?",
+            f"{text.address + own & (1 << image.bits) - 1:#x}: is the base right?",
             file=memory.path,
         )
     return running

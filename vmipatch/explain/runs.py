@@ -97,14 +97,14 @@ def _hint(ground: Ground, site: Site | None, address: int, found: bytes, expecte
             return "looks like ftrace: a call where the nop belongs, but no record of ftrace says so"
         if code[:1] == b"\xcc":
             return "looks like a kprobe, or ftrace half-way: INT3, but nothing in the dump owns it"
-    if found[:1] == b"\xcc":
-        return "looks like a breakpoint (kprobe, gdb): INT3, but nothing in the dump owns it"
-    if found[:1] == b"\xe9" or ground.found[address - ground.base] == 0xE9:
-        return "looks like an optimised kprobe or a hook: a jump, but nothing in the dump owns it"
     if site is not None and site.family == "jump_labels":
         return "looks like a flipped static key, but the key says otherwise"
     if site is not None and site.family == "static_calls":
         return "looks like an updated static call, but the key says otherwise or is not in the dump"
+    if found[:1] == b"\xcc":
+        return "looks like a breakpoint (kprobe, gdb): INT3, but nothing in the dump owns it"
+    if found[:1] == b"\xe9" or ground.found[address - ground.base] == 0xE9:
+        return "looks like an optimised kprobe or a hook: a jump, but nothing in the dump owns it"
     if not any(found):
         return "zeros: a page that the dump left out?"
     return None
