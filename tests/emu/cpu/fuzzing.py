@@ -132,6 +132,8 @@ def run(count: int, seed: int, *, steps: int = 24, modes: tuple[str, ...] = MODE
     memory.write_backing(guard, b"\xa5" * GUARD)
     cpu = Cpu(memory, CountingBus())
     exits: dict[str, int] = {}
+    lost: list[str] = []  # exceptions that C code could not pass on
+    before, sys.unraisablehook = sys.unraisablehook, lambda what: lost.append(f"{what.exc_value!r} in {what.object!r}")
     names: dict[Any, str] = {value: name for name, value in vars(Exit).items() if name.isupper()}
     for index in range(count):
         mode = modes[index % len(modes)]
@@ -144,6 +146,8 @@ def run(count: int, seed: int, *, steps: int = 24, modes: tuple[str, ...] = MODE
         reason = cpu.run(end)
         exits[names[reason]] = exits.get(names[reason], 0) + 1
         check(cpu)
+    sys.unraisablehook = before
+    assert not lost, lost[:5]
     assert memory.read_backing(guard, GUARD) == b"\xa5" * GUARD, "memory outside of the guest was written"
     return exits
 

@@ -443,3 +443,17 @@ def test_stale_translations_live_until_invlpg() -> None:
     cpu.set("cr0", 0x80000011)
     assert cpu.run(100) == Exit.HALT
     assert [cpu.get(n).to_bytes(4, "little") for n in ("eax", "ebx", "ecx")] == [b"five", b"five", b"six!"]
+
+
+@pytest.mark.parametrize("cr0", [0x10, 0x11])
+def test_fldenv_of_any_bytes_keeps_its_pointers_in_32_bits(cr0: int) -> None:
+    """In the real-mode format the pointers' upper halves come from fields that hold more bits than belong to them."""
+    cpu, memory, _ = machine("d9 20 d9 30 f4")  # FLDENV [EAX]; FNSTENV [EAX]
+    memory.write(0x5000, b"\xff" * 28)
+    cpu.set("cr0", cr0)
+    cpu.set("eax", 0x5000)
+    assert cpu.run(100) == Exit.HALT
+    word = [int.from_bytes(memory.read(0x5000 + 4 * i, 4), "little") for i in range(7)]
+    assert word[0] & 0x3F == 0x3F
+    assert (word[3], word[5]) == (0xFFFFFFFF, 0xFFFFFFFF)
+    assert word[4] >> 28 == 0 if not cr0 & 1 else word[4] & 0xFFFF == 0xFFFF

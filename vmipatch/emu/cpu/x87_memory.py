@@ -291,10 +291,10 @@ def fpu_load_environment(c: Core, p: i64, ea: u32, seg: i64, size: i64, everythi
         c.fpu_dp = words[5]
         c.fpu_ds = words[6] & 0xFFFF
     else:
-        c.fpu_ip = words[3] & 0xFFFF | words[4] >> 12 << 16
+        c.fpu_ip = words[3] & 0xFFFF | (words[4] >> 12 & 0xFFFF) << 16
         c.fpu_cs = 0
         c.fpu_opcode = words[4] & 0x7FF
-        c.fpu_dp = words[5] & 0xFFFF | words[6] >> 12 << 16
+        c.fpu_dp = words[5] & 0xFFFF | (words[6] >> 12 & 0xFFFF) << 16
         c.fpu_ds = 0
     fpu_summary(c)
     if everything:
