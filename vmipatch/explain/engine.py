@@ -57,6 +57,8 @@ def explain(
     rules, warnings = choose(kernel or image.version, boot_scan.tables, image.path)
     native, how = _machine(image, running, ground, boot_scan, cpu, kernel, rules)
     evidence += how
+    if memory.missing:
+        warnings.append(f"the dump is cut short: its headers name {memory.missing} bytes more than it has")
     boot = _thunks(image, running, boot_scan, ground)
     planned = plan(image, boot_scan, native, kernel=kernel, boot=boot)
     lay_plan(ground, planned)

@@ -1,0 +1,116 @@
+"""The legal-patch set of a made-up kernel: every state by name, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tests.explain import running as made
+from tests.explain.running import NOP5, Machine, call, function
+from vmipatch.cli.explain import explain as command
+from vmipatch.explain import Legal, legal
+from vmipatch.explain.legal import matches
+from vmipatch.image import open_image
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.build(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture(scope="module")
+def entries(kernel: Path) -> dict[int, Legal]:
+    return {x.address: x for x in legal(open_image(kernel))}
+
+
+def states(entry: Legal) -> set[bytes]:
+    return {s.code for s in entry.states}
+
+
+def test_every_site_has_its_states_and_no_other(entries: dict[int, Legal]) -> None:
+    at = function(4)
+    assert states(entries[at]) == {call(0xE8, at, made.FENTRY), NOP5}
+    assert entries[at].patterns == ("ftrace-call",)
+    assert states(entries[at + made.OFF_LOCK]) == {b"\xf0", b"\x3e"}
+    site = at + made.OFF_LABEL
+    assert states(entries[site]) == {NOP5, call(0xE9, site, at + made.OFF_TARGET)}
+    # On disk, and the replacement with the nop that joins what is left (5.13 on: x86_nops[2]).
+    assert states(entries[at + made.OFF_ALTERNATIVE]) == {bytes.fromhex("F083042400"), bytes.fromhex("0FAEF089F6")}
+    tramp = entries[made.TRAMPOLINE]
+    assert states(tramp) == {call(0xE9, made.TRAMPOLINE, function(0)), b"\xc3\xcc\xcc\xcc\xcc"}
+    assert tramp.patterns == ("static-call",)
+    assert len(entries) == 4 * made.FUNCTIONS + 1
+    covered = [a for x in entries.values() for a in range(x.address, x.address + x.length)]
+    assert len(covered) == len(set(covered))
+
+
+@pytest.mark.parametrize("machine", [Machine(), Machine(one_cpu=False), Machine(features=())])
+def test_every_running_state_is_legal(entries: dict[int, Legal], machine: Machine) -> None:
+    text, disk = machine.text(), bytes(made.text())
+    legal_bytes = set()
+    for entry in entries.values():
+        at = entry.address - made.TEXT
+        assert matches(entry, text[at : at + entry.length], 32, (made.TEXT, made.TEXT + 0x3000)) is not None
+        legal_bytes |= set(range(at, at + entry.length))
+    assert all(text[i] == disk[i] for i in range(len(disk)) if i not in legal_bytes)
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    app = typer.Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, [str(w) for w in words])
+    error = str(done.exception) if done.exception and not isinstance(done.exception, SystemExit) else ""
+    return done.exit_code, done.stdout, error
+
+
+def test_the_command_writes_the_set_and_explains(kernel: Path, tmp_path: Path, entries: dict[int, Legal]) -> None:
+    dump, out = tmp_path / "dump", tmp_path / "legal.json"
+    machine = Machine()
+    dump.write_bytes(machine.bytes)
+    status, text, _ = run(kernel, "--memory", dump, "--base", "0x1000000", "--legal", out, "--json")
+    assert status == 0
+    answer = json.loads(text)
+    assert answer["schema"] == "vmipatch.explain/1"
+    assert answer["bytes"]["unexplained"] == 0
+    assert answer["bytes"]["total"] == answer["bytes"]["pristine"] + answer["bytes"]["explained"]
+    assert answer["unexplained"] == []
+    assert answer["text"]["address_hex"] == hex(made.TEXT)
+    written = json.loads(out.read_text())
+    assert written["schema"] == "vmipatch.legal/1"
+    assert {s["address"] for s in written["sites"]} == set(entries)
+    named = {p for s in written["sites"] for p in s["patterns"]}
+    assert named <= set(written["domains"])
+    assert list(tmp_path.glob(".legal*")) == []
+
+
+def test_unexplained_bytes_are_findings(kernel: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    machine = Machine()
+    where = function(11) + made.OFF_TARGET
+    machine.put(where, b"\xcc")
+    dump.write_bytes(machine.bytes)
+    status, text, _ = run(kernel, "--memory", dump, "--base", "0x1000000", "--json")
+    assert status == 1
+    (entry,) = json.loads(text)["unexplained"]
+    assert (entry["address"], entry["address_hex"], entry["length"]) == (where, hex(where), 1)
+    assert (entry["found"], entry["expected"], entry["symbol"]) == ("cc", "31", "f11")
+    assert entry["instructions_expected"][0] == "xor eax, eax"
+    status, text, _ = run(kernel, "--memory", dump, "--base", "0x1000000")
+    assert status == 1
+    assert hex(where) in text
+    assert "int3" in text
+
+
+def test_options_that_make_no_sense(kernel: Path, tmp_path: Path) -> None:
+    for words in (
+        [kernel],
+        [kernel, "--base", "0", "--legal", tmp_path / "x"],
+        [kernel, "--memory", tmp_path / "none"],
+    ):
+        status, _, error = run(*words)
+        assert status != 0
+        assert error

@@ -1,0 +1,172 @@
+"""Dumps as ELF cores, page tables and boot_cpu_data: each laid out here from its manual."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.explain import running as made
+from vmipatch.errors import ImageError, VmipatchError
+from vmipatch.explain import Memory, cpudata, explain, paging
+from vmipatch.image import open_image
+
+LOAD, NOTE = 1, 4
+
+
+def note(name: bytes, kind: int, body: bytes) -> bytes:
+    padded = name + b"\0"
+    return (
+        struct.pack("<III", len(padded), len(body), kind)
+        + padded.ljust(len(padded) + 3 & ~3, b"\0")
+        + body.ljust(len(body) + 3 & ~3, b"\0")
+    )
+
+
+def core(
+    loads: list[tuple[int, int, bytes]],
+    notes: bytes = b"",
+    *,
+    bits: int = 64,
+    kind: int = 4,
+    machine: int | None = None,
+) -> bytes:
+    """An ELF core: virtual address, physical address and bytes of each segment."""
+    number = machine if machine is not None else 62 if bits == 64 else 3
+    header, entry = (64, 56) if bits == 64 else (52, 32)
+    at = header + entry * (len(loads) + 1)
+    table = []
+    for kind_of, virtual, physical, body in [(NOTE, 0, 0, notes), *((LOAD, *x) for x in loads)]:
+        if bits == 64:
+            table.append(struct.pack("<IIQQQQQQ", kind_of, 0, at, virtual, physical, len(body), len(body), 0))
+        else:
+            table.append(struct.pack("<8I", kind_of, at, virtual, physical, len(body), len(body), 0, 0))
+        at += len(body)
+    ident = b"\x7fELF" + bytes((2 if bits == 64 else 1, 1, 1)) + bytes(9)
+    form = "<HHIQQQIHHHHHH" if bits == 64 else "<HHIIIIIHHHHHH"
+    head = struct.pack(form, kind, number, 1, 0, header, 0, 0, header, entry, len(table), 0, 0, 0)
+    return ident + head + b"".join(table) + notes + b"".join(x[2] for x in loads)
+
+
+FORMS = {
+    "QEMU without paging": lambda m: core([(0, made.PHYSICAL, bytes(m.bytes))]),
+    "32-bit, physical": lambda m: core([(0, made.PHYSICAL, bytes(m.bytes))], bits=32),
+    "kdump": lambda m: core([(made.TEXT, made.PHYSICAL, bytes(m.bytes))], bits=32),
+    "kcore": lambda m: core([(made.TEXT, 0xFFFFFFFF, bytes(m.bytes))], bits=32),
+    "two segments": lambda m: core(
+        [(0, made.PHYSICAL + 0x1800, bytes(m.bytes[0x1800:])), (0, made.PHYSICAL, bytes(m.bytes[:0x1800]))]
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_core_is_explained(form: str, tmp_path: Path) -> None:
+    image = open_image(made.build(tmp_path))
+    dump = tmp_path / "core"
+    dump.write_bytes(FORMS[form](made.Machine()))
+    found = explain(image, Memory(dump))
+    assert found.unexplained == []
+    assert found.by_cause["mcount"] == 5 * made.FUNCTIONS
+
+
+@pytest.mark.parametrize("slide", [0x1000000, 0x3400000])
+def test_a_moved_kernel_in_a_core_is_found_by_banner_and_by_vmcoreinfo(slide: int, tmp_path: Path) -> None:
+    image = open_image(made.build(tmp_path))
+    dump = tmp_path / "core"
+    machine = made.Machine(slide=slide)
+    memory = (0, made.PHYSICAL + slide, bytes(machine.bytes))
+    info = note(b"VMCOREINFO", 0, f"OSRELEASE=6.1.0-99-686\nKERNELOFFSET={slide:x}\n".encode())
+    hows = []
+    for notes in (b"", info):
+        dump.write_bytes(core([memory], notes))
+        found = explain(image, Memory(dump))
+        assert (found.slide, found.unexplained) == (slide, [])
+        hows.append(found.evidence[0])
+    assert "banner" in hows[0]
+    assert "VMCOREINFO" in hows[1]
+
+
+def test_notes_of_qemu_give_cr3(tmp_path: Path) -> None:
+    # QEMUCPUState: version and size, 18 registers, 10 segments of 24 bytes, cr0 to cr4.
+    state = struct.pack("<II", 1, 440) + bytes(18 * 8 + 240) + struct.pack("<5Q", 1, 0, 2, 0x1234000, 4) + bytes(8)
+    dump = tmp_path / "core"
+    dump.write_bytes(core([(0, 0, bytes(4096))], note(b"CORE", 1, bytes(144)) + note(b"QEMU", 0, state)))
+    assert Memory(dump).cr3 == (0x1234000,)
+
+
+def test_damaged_cores_are_refused_or_read(tmp_path: Path) -> None:
+    image = open_image(made.build(tmp_path))
+    whole = core([(0, made.PHYSICAL, bytes(made.Machine().bytes))])
+    dump = tmp_path / "core"
+    for size in (4, 40, 63, 100, 150, 180, 0x1000, 0x3000):
+        dump.write_bytes(whole[:size])
+        with pytest.raises(VmipatchError):
+            explain(image, Memory(dump))
+    # The text is whole, what comes behind it is not.
+    dump.write_bytes(whole[: len(whole) // 2])
+    found = explain(image, Memory(dump))
+    assert any("cut short" in w for w in found.warnings)
+    dump.write_bytes(core([], kind=2))
+    with pytest.raises(ImageError, match="no core"):
+        Memory(dump)
+    dump.write_bytes(core([], machine=183))
+    with pytest.raises(ImageError, match="another machine"):
+        Memory(dump)
+    dump.write_bytes(core([(0, 0x8000000, bytes(0x10000))]))
+    with pytest.raises(ImageError, match=r"zeros|not in it"):
+        explain(image, Memory(dump))
+
+
+def tables(mode: str) -> tuple[dict[int, int], int, int]:
+    """Entries by physical address for one page (virtual 0xC1234000 or the like) and one large page."""
+    if mode == "32-bit":
+        # SDM vol. 3, 4.3: bits 31:22 and 21:12.
+        return {0x1000 + 0x304 * 4: 0x2001, 0x2000 + 0x234 * 4: 0x77001, 0x1000 + 0x305 * 4: 0x00C00081}, 4, 0xC1234ABC
+    if mode == "PAE":
+        # 4.4: bits 31:30, 29:21, 20:12; the pointer table has four entries.
+        return {
+            0x1020 + 3 * 8: 0x2001, 0x2000 + 9 * 8: 0x3001, 0x3000 + 0x34 * 8: 0x8000000000077001,
+            0x2000 + 10 * 8: 0xA00081,
+        }, 8, 0xC1234ABC  # fmt: skip
+    # 4.5: bits 47:39, 38:30, 29:21, 20:12.
+    return {
+        0x1000 + 511 * 8: 0x2001, 0x2000 + 510 * 8: 0x3001, 0x3000 + 9 * 8: 0x4001, 0x4000 + 0x34 * 8: 0x77001,
+        0x3000 + 10 * 8: 0xA00081,
+    }, 8, 0xFFFFFFFF81234ABC  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["32-bit", "PAE", "4 levels"])
+def test_page_tables(name: str) -> None:
+    entries, size, virtual = tables(name)
+    mode = next(m for modes in paging.MODES.values() for m in modes if m.name == name)
+
+    def read(physical: int, length: int) -> bytes | None:
+        assert length == size
+        return entries.get(physical, 0).to_bytes(size, "little")
+
+    root = 0x1020 if name == "PAE" else 0x1000
+    assert paging.walk(read, root, mode, virtual) == 0x77ABC
+    large, base = (0x400000, 0xC00000) if name == "32-bit" else (0x200000, 0xA00000)
+    in_large = (virtual & ~(large - 1)) + large + 0x12345
+    assert paging.walk(read, root, mode, in_large) == base + 0x12345
+    assert paging.walk(read, root, mode, virtual + 0x1000) is None
+    assert paging.walk(lambda a, n: None, root, mode, virtual) is None
+
+
+def test_boot_cpu_data_of_32_and_64_bits() -> None:
+    words = (0x078BFBFD, 0, 5, *range(6, 27))
+    # i386: the array begins right behind cpuid_level; x86-64 may pad before it.
+    for padding in (b"", bytes(4)):
+        data = bytes((6, 0, 26, 3)) + bytes(24) + struct.pack("<Ii", 0x80000008, 11) + padding
+        data += struct.pack("<24I", *words) + b"GenuineIntel" + bytes(64)
+        found = cpudata.parse(data, (6, 1, 0))
+        assert found is not None
+        assert found.words == words
+        assert (found.vendor, found.family, found.model, found.stepping) == ("GenuineIntel", 6, 26, 3)
+    # From 6.10 the model stands first.
+    found = cpudata.parse(bytes((26, 6, 0, 0, 3)) + data[5:], (6, 12, 0))
+    assert found is not None
+    assert (found.family, found.model, found.stepping) == (6, 26, 3)
+    assert cpudata.parse(bytes(512), (6, 1, 0)) is None
+    assert cpudata.parse(b"GenuineIntel" * 40, (6, 1, 0)) is None
