@@ -457,3 +457,14 @@ def test_fldenv_of_any_bytes_keeps_its_pointers_in_32_bits(cr0: int) -> None:
     assert word[0] & 0x3F == 0x3F
     assert (word[3], word[5]) == (0xFFFFFFFF, 0xFFFFFFFF)
     assert word[4] >> 28 == 0 if not cr0 & 1 else word[4] & 0xFFFF == 0xFFFF
+
+
+def test_the_bus_gets_no_more_bits_than_the_access_has() -> None:
+    """A 16-bit interrupt gate on a stack of memory-mapped registers: each push is two bytes of a longer register."""
+    cpu, memory, bus = machine("0f 0b")
+    memory.write(0x2000 + 6 * 8, (0x0000860000083060).to_bytes(8, "little"))
+    cpu.set("esp", 0xF0010000)
+    cpu.set("eflags", 0x10202)
+    assert cpu.run(100) == Exit.HALT
+    pushed = [(size, value) for kind, _, size, value in bus.log if kind == "write"]
+    assert pushed == [(2, 0x0202), (2, 0x0008), (2, 0x1000)]

@@ -25,7 +25,9 @@ def bus_read(c: Core, physical: i64, size: i64) -> u32:
 
 @calls_python
 def bus_write(c: Core, physical: i64, size: i64, value: u32) -> None:
-    """A write that no writable backing page takes."""
+    """A write that no writable backing page takes; only the low ``size`` bytes of ``value`` count."""
+    if size < 4:
+        value &= 0xFF if size == 1 else 0xFFFF
     try:
         c.bus.memory_write(physical, size, value)  # type: ignore[attr-defined]
     except Exception as error:
