@@ -133,6 +133,11 @@ class Guest:
         target.unlink()
         return data
 
+    def dump(self, target: Path, *, paging: bool = False) -> None:
+        """The whole memory as an ELF core; with `paging` by virtual address, through the guest's page tables."""
+        self._monitor.execute("dump-guest-memory", paging=paging, protocol=f"file:{target}")
+        target.chmod(0o600)
+
     def settled(self, address: int, length: int, pause: float = 1.0, attempts: int = 20) -> bytes:
         """Guest memory once two looks `pause` seconds apart agree; the guest is left stopped.
 

@@ -1,0 +1,209 @@
+"""Families beyond the boot patcher's three: made tables, with and without a section of their own."""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.elfwriter import ElfWriter
+from vmipatch.annotate import FAMILIES, Site, scan
+from vmipatch.annotate.scanner import LISTED
+from vmipatch.annotate.site import JumpLabel, Mcount, StaticCall, Thunk
+from vmipatch.image import Image, open_image
+
+TEXT = {32: 0xC1000000, 64: 0xFFFFFFFF81000000}
+COUNT = 80
+NOP5 = {32: bytes.fromhex("3E8D742600"), 64: bytes.fromhex("0F1F440000")}
+
+
+class Kernel:
+    """A text of small functions, and tables that name them."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self.text = bytearray(b"\xcc" * 0x3000)
+        self.start = TEXT[bits]
+        self.tables = self.start + 0x100000
+        self.elf = ElfWriter(bits=bits, entry=self.start)
+
+    def put(self, offset: int, code: bytes) -> int:
+        self.text[offset : offset + len(code)] = code
+        return self.start + offset
+
+    def branch(self, opcode: bytes, offset: int, target: int) -> int:
+        distance = target - (self.start + offset + len(opcode) + 4)
+        return self.put(offset, opcode + struct.pack("<i", distance))
+
+    def relative(self, name: str, addresses: list[int], at: int) -> None:
+        where = self.tables + at
+        data = b"".join(struct.pack("<i", a - where - 4 * i) for i, a in enumerate(addresses))
+        self.elf.section(name, data, address=where, flags="a", align=4)
+
+    def open(self, folder: Path) -> Image:
+        self.elf.section(".text", bytes(self.text), address=self.start, flags="ax", align=4096)
+        path = folder / "vmlinux"
+        path.write_bytes(self.elf.build())
+        return open_image(path)
+
+
+def sites(image: Image, family: str) -> tuple[Site, ...]:
+    found = scan(image, [family])
+    assert found.findings == ()
+    return found.sites
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("section", ["__mcount_loc", ".init.data"])
+def test_mcount(bits: int, section: str, tmp_path: Path) -> None:
+    kernel = Kernel(bits)
+    fentry = kernel.put(0, b"\xc3")
+    places = [kernel.branch(b"\xe8", 0x100 + 32 * n, fentry) for n in range(COUNT)]
+    for n in range(0, COUNT, 7):
+        kernel.put(0x100 + 32 * n, NOP5[bits])
+    table = b"".join(p.to_bytes(bits // 8, "little") for p in places)
+    # Hidden in other data, it is the run of entries that tells where it begins and ends.
+    around = b"" if section == "__mcount_loc" else random.Random(2).randbytes(4096)
+    kernel.elf.section(section, around + table + around, address=kernel.tables, flags="aw", align=4096)
+    image = kernel.open(tmp_path)
+    found = sites(image, "mcount")
+    assert [s.address for s in found] == places
+    assert [s.entry for s in found] == [kernel.tables + len(around) + n * bits // 8 for n in range(COUNT)]
+    assert {s.detail for s in found} == {Mcount(fentry), Mcount(0)}
+    (table_info,) = scan(image).tables
+    assert (table_info.count, bool(table_info.found)) == (COUNT, section != "__mcount_loc")
+    assert scan(image).sites == ()
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("section", ["__jump_table", ".rodata"])
+def test_jump_labels(bits: int, section: str, tmp_path: Path) -> None:
+    kernel = Kernel(bits)
+    around = b"" if section == "__jump_table" else random.Random(3).randbytes(8192)
+    size, key_code = (12, "<iii") if bits == 32 else (16, "<iiq")
+    data_at = kernel.tables + 0x20000
+    table, expected = b"", []
+    for n in range(COUNT):
+        offset = 0x100 + 64 * n
+        target = kernel.start + offset + 40
+        short, taken, likely = n % 3 == 0, n % 2 == 1, n % 5 == 0
+        if short:
+            kernel.put(offset, bytes((0xEB, 38)) if taken else b"\x66\x90")
+        elif taken:
+            kernel.branch(b"\xe9", offset, target)
+        else:
+            kernel.put(offset, NOP5[bits])
+        where = kernel.tables + len(around) + size * n
+        key = data_at + 16 * n
+        site = kernel.start + offset
+        # Bit 1 is the mark of code that is freed (or objtool's): no part of the key.
+        word = key - where - 8 + likely + 2 * (n % 4 == 0)
+        table += struct.pack(key_code, site - where, target - where - 4, word)
+        expected.append((site, 2 if short else 5, JumpLabel(target, key, likely)))
+    kernel.elf.section(section, around + table + around, address=kernel.tables, flags="aw", align=4096)
+    kernel.elf.section(".data", bytes(4096), address=data_at, flags="aw", align=4096)
+    found = sites(kernel.open(tmp_path), "jump_labels")
+    assert [(s.address, s.length, s.detail) for s in found] == expected
+
+
+def test_static_calls(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    function = kernel.put(0, b"\xc3")
+    data_at = kernel.tables + 0x20000
+    tramps = []
+    for n in range(4):
+        tramps.append(kernel.branch(b"\xe9", 0x40 + 8 * n, function))
+        kernel.put(0x45 + 8 * n, bytes.fromhex("0FB9CC"))
+    kernel.put(0x60, bytes.fromhex("C3CCCCCCCC0FB9CC"))
+    # The mark alone, and behind a jump out of the text: no trampolines.
+    kernel.put(0x85, bytes.fromhex("0FB9CC"))
+    kernel.branch(b"\xe9", 0xA0, kernel.start + 0x900000)
+    kernel.put(0xA5, bytes.fromhex("0FB9CC"))
+    table, expected = b"", []
+    for n in range(COUNT):
+        tail = n % 2
+        site = kernel.branch(b"\xe9" if tail else b"\xe8", 0x100 + 16 * n, tramps[n % 4])
+        where, key = kernel.tables + 8 * n, data_at + 16 * (n % 4)
+        table += struct.pack("<ii", site - where, key - where - 4 + tail)
+        expected.append((site, StaticCall(key, tramps[n % 4], bool(tail))))
+    kernel.elf.section(".rodata", table, address=kernel.tables, flags="aw", align=4096)
+    kernel.elf.section(".data", bytes(4096), address=data_at, flags="aw", align=4096)
+    kernel.elf.symbol("__SCT__alpha", tramps[0], ".text")
+    found = sites(kernel.open(tmp_path), "static_calls")
+    assert [s.address for s in found[:5]] == [*tramps, kernel.start + 0x60]
+    assert [(s.address, s.detail) for s in found[5:]] == expected
+    assert {s.op for s in found if s.detail.trampoline == tramps[0]} == {"alpha"}  # type: ignore[union-attr]
+    assert found[0].detail == StaticCall(data_at, tramps[0], True)
+
+
+def test_returns_and_retpolines(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    thunk = kernel.put(0x800, b"\xc3")
+    array = kernel.start + 0x1000
+    kernel.elf.symbol("__x86_indirect_thunk_array", array, ".text")
+    returns = [kernel.branch(b"\xe9", 0x20 * n, thunk) for n in range(10)]
+    kernel.relative(".return_sites", returns, 0)
+    branches = [
+        (kernel.branch(b"\xe8", 0x400, array), 5, "call rax", 0),
+        (kernel.branch(b"\xe9", 0x420, array + 11 * 32), 5, "jmp r11", 11),
+        (kernel.branch(b"\x2e\xe8", 0x440, array + 8 * 32), 6, "call r8", 8),
+        (kernel.branch(b"\x0f\x84", 0x460, array + 2 * 32), 6, "jcc rdx", 2),
+    ]
+    kernel.relative(".retpoline_sites", [b[0] for b in branches], 0x1000)
+    image = kernel.open(tmp_path)
+    assert [(s.address, s.detail) for s in sites(image, "return_sites")] == [(a, Thunk(thunk, None)) for a in returns]
+    found = [(s.address, s.length, s.op, s.detail.register) for s in sites(image, "retpoline_sites")]  # type: ignore[union-attr]
+    assert found == branches
+
+
+def test_endbr_calls_and_wrong_entries(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    endbr = [kernel.put(0x20 * n, bytes.fromhex("F30F1EFA")) for n in range(8)]
+    kernel.relative(".ibt_endbr_seal", [*endbr, kernel.start + 0x1001], 0)
+    calls = [kernel.branch(b"\xe8", 0x400 + 0x20 * n, kernel.start) for n in range(8)]
+    kernel.relative(".call_sites", [*calls, kernel.start + 0x900000], 0x1000)
+    image = kernel.open(tmp_path)
+    sealed, called = scan(image, ["endbr_seal"]), scan(image, ["call_sites"])
+    assert [s.address for s in sealed.sites] == endbr
+    assert [s.address for s in called.sites] == calls
+    assert [(f.id, f.address) for f in sealed.findings] == [("endbr-none", kernel.tables + 32)]
+    assert [(f.id, f.address) for f in called.findings] == [("entry-outside-image", kernel.tables + 0x1000 + 32)]
+
+
+def test_counted_tables(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    code = [kernel.start + 16 * n for n in range(100)]
+    kernel.relative(".orc_unwind_ip", code, 0)
+    at = kernel.tables + 0x1000
+    extable = b"".join(
+        struct.pack("<iii", a - at - 12 * i, a + 8 - at - 12 * i - 4, 1) for i, a in enumerate(code[:30])
+    )
+    kernel.elf.section("__ex_table", extable, address=at, flags="a", align=4)
+    at = kernel.tables + 0x2000
+    bugs = b"".join(struct.pack("<iiHH", a - at - 12 * i, at - at - 12 * i - 4, 7, 1) for i, a in enumerate(code[:20]))
+    kernel.elf.section("__bug_table", bugs + b"\0", address=at, flags="a", align=4)
+    found = scan(kernel.open(tmp_path))
+    counts = {t.family: t.count for t in found.tables}
+    assert (counts["orc"], counts["ex_table"]) == (100, 30)
+    assert found.sites == ()
+    # 241 bytes are no whole number of entries of any layout.
+    assert [(f.id, f.section) for f in found.findings] == [("table-size", "__bug_table")]
+
+
+def test_families_are_listed_or_counted() -> None:
+    assert set(LISTED) < set(FAMILIES)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noise_gives_no_table(seed: int, tmp_path: Path) -> None:
+    chosen = random.Random(seed)
+    kernel = Kernel(32 if seed % 2 else 64)
+    kernel.text[:] = chosen.randbytes(len(kernel.text))
+    for i, name in enumerate((".rodata", ".data", ".init.data")):
+        kernel.elf.section(name, chosen.randbytes(20000), address=kernel.tables + 0x8000 * i, flags="aw", align=4096)
+    kernel.relative(".return_sites", [kernel.start + 0x400000 + chosen.randrange(1 << 20) for _ in range(50)], 0x40000)
+    image = kernel.open(tmp_path)
+    for family in FAMILIES:
+        assert scan(image, [family]).sites == ()
