@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from vmipatch import facts
 from vmipatch.annotate import codesites
 from vmipatch.annotate.site import Detail, Thunk
@@ -34,7 +36,12 @@ def _reader(image: Image) -> codesites.Read:
     bits = image.bits
     spec = facts.load("tables", FAMILY)
     stride = spec["stride"]
-    array = next((a for name in spec["array"] if (a := image.symbols.lookup(name)) is not None), None)
+
+    @cache
+    def first() -> int | None:
+        """Where the thunks begin; names are looked up only for a kernel that has sites."""
+        return next((a for name in spec["array"] if (a := image.symbols.lookup(name)) is not None), None)
+
     details: dict[int, Thunk] = {}
 
     def read(body: bytes, address: int) -> tuple[int, str, Detail] | None:
@@ -51,6 +58,7 @@ def _reader(image: Image) -> codesites.Read:
             (1 << bits) - 1
         )
         register = None
+        array = first()
         if array is not None and not (target - array) % stride and 0 <= target - array < 16 * stride:
             register = (target - array) // stride
         detail = details.setdefault(target, Thunk(target, register))
