@@ -19,7 +19,7 @@ from vmipatch.image import Image
 IN_A_ROW = 6
 """Entries that must make sense one after the other before a run is followed."""
 
-STEP = 32
+STEP = 64
 """Entries between two samples: a table of twice as many cannot be missed."""
 
 Valid = Callable[[int, bytes, int], bool]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import struct
 from functools import cache
 
 from vmipatch import facts
@@ -56,22 +56,37 @@ def count(image: Image) -> FamilyScan:
 def _tables(image: Image, code: CodeBytes) -> list[Found]:
     known = nops()
     mask = (1 << image.bits) - 1
-    targets: Counter[int] = Counter()
+    counts: dict[int, int] = {}
+    main, most = -1, 0
+    start, end = code.ranges[0][:2] if code.ranges else (0, 0)
+    text = code.read(start, end - start)
+    signed = struct.Struct("<i").unpack_from
 
     def validator(layout: Layout) -> Valid:
-        size = layout.size
+        word = layout.form.unpack_from
 
         def valid(_: int, data: bytes, at: int) -> bool:
-            address = int.from_bytes(data[at : at + size], "little")
-            body = code.read(address, LENGTH)
-            if not body:
-                return False
-            if body[0] != _CALL:
-                return body in known
-            target = (address + LENGTH + int.from_bytes(body[1:], "little", signed=True)) & mask
-            # Any function may be called somewhere: the one that a table is about is called by its first entries.
-            targets[target] += 1
-            return targets[target] * 2 > targets.total() or targets.total() < 8
+            nonlocal main, most
+            (address,) = word(data, at)
+            place = address - start
+            if 0 <= place < len(text) - LENGTH and text[place] == _CALL:
+                target = address + LENGTH + signed(text, place + 1)[0] & mask
+            else:
+                body = code.read(address, LENGTH)
+                if not body or body[0] != _CALL:
+                    return body in known
+                target = address + LENGTH + signed(body, 1)[0] & mask
+            if target == main:
+                most += 1
+                return True
+            # Any function may be called somewhere: the one that the table is about is called most.
+            counts[target] = counts.get(target, 0) + 1
+            if counts[target] > most:
+                if main >= 0:
+                    counts[main] = most
+                main, most = target, counts[target]
+                return True
+            return False
 
         return valid
 

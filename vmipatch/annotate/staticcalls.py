@@ -49,21 +49,23 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         Site(FAMILY, a, LENGTH, names[a], code.section(a), ".static_call.text", a, StaticCall(keys.get(a, 0), a, True))
         for a in places
     ]
-    if sites:
-        size = facts.load("tables", FAMILY)["trampoline"]["size"]
-        how = "by the mark behind each"
-        tables.append(
-            TableInfo(
-                FAMILY, ".static_call.text", sites[0].address, size * len(sites), "trampoline", len(sites), found=how
-            )
-        )
-    return tables, sites + inline, []
+    return [*tables, *_trampoline_table(places)], sites + inline, []
+
+
+def _trampoline_table(places: list[int]) -> list[TableInfo]:
+    if not places:
+        return []
+    size = facts.load("tables", FAMILY)["trampoline"]["size"] * len(places)
+    how = "by the mark behind each, or by name"
+    return [TableInfo(FAMILY, ".static_call.text", places[0], size, "trampoline", len(places), found=how)]
 
 
 def count(image: Image) -> FamilyScan:
     """The tables alone."""
-    tables, _, findings = scan(image)
-    return tables, [], findings
+    code = CodeBytes(image)
+    places = trampolines(image, code)
+    tables = [_info(found) for found in _tables(image, code, frozenset(places))]
+    return [*tables, *_trampoline_table(places)], [], []
 
 
 def trampolines(image: Image, code: CodeBytes) -> list[int]:
