@@ -69,7 +69,7 @@ def dumped(real_kernel: Get, initrd: Initrd, tmp_path_factory: pytest.TempPathFa
 
     def get(run: Run) -> Path:
         if run not in had:
-            target = folder / f"{run}.core"
+            target = folder / f"{len(had)}.core"
             take(real_kernel(run.kernel), initrd, run, target)
             had[run] = target
         return had[run]

@@ -1,6 +1,7 @@
 """Tables of nothing but addresses of instructions: one self-relative word each.
 
-What is shared by returns, retpolines, direct calls and ENDBR instructions.
+What is shared by returns, retpolines, direct calls and ENDBR instructions.  Their findings are
+warnings: no image is patched by these tables.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
             sites.append(Site(family, address, found[0], found[1], code.section(address), table.name, entry, found[2]))
     if bad > MOST_FINDINGS:
         text = f"{bad - MOST_FINDINGS} more entries make no sense"
-        findings.append(Finding("table-entries", "error", text, tables[0].section, tables[0].address))
+        findings.append(Finding("table-entries", "warning", text, tables[0].section, tables[0].address))
     return tables, sites, findings
 
 
@@ -54,13 +55,13 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
         tables.append(TableInfo(family, table.name, table.address, len(table.data), layout.name, entries))
         if len(table.data) % layout.size:
             text = f"{len(table.data)} bytes are no whole number of entries of {layout.size} bytes"
-            findings.append(Finding("table-size", "error", text, table.name, table.address))
+            findings.append(Finding("table-size", "warning", text, table.name, table.address))
         step = max(1, entries // SAMPLE)
         sampled = list(islice(_addresses(table, image.bits), 0, None, step))
         bad = [(e, a) for e, a in sampled if not (body := _body(code, a)) or read(body, a) is None]
         if len(bad) * 2 > len(sampled):
             text = f"fits no layout ({layout.name}): {_wrong(wrong, table, *bad[0], _body(code, bad[0][1])).message}"
-            findings.append(Finding("table-layout", "error", text, table.name, bad[0][0]))
+            findings.append(Finding("table-layout", "warning", text, table.name, bad[0][0]))
     return tables, [], findings
 
 
@@ -77,5 +78,5 @@ def _body(code: CodeBytes, address: int) -> bytes:
 
 def _wrong(id: str, table: Table, entry: int, address: int, body: bytes) -> Finding:
     if not body:
-        return Finding("entry-outside-image", "error", f"names {address:#x}, which is no code of it", table.name, entry)
-    return Finding(id, "error", f"names {address:#x}, which holds {body.hex(' ')}", table.name, entry)
+        return Finding("entry-outside-image", "warning", f"names {address:#x}, which is no code of it", table.name, entry)
+    return Finding(id, "warning", f"names {address:#x}, which holds {body.hex(' ')}", table.name, entry)

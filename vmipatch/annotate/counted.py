@@ -26,7 +26,7 @@ def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
     for table in find_tables(image, form):
         found, why, where = choose(table, form, image.bits, guarded(check), layout)
         if found is None:
-            findings.append(Finding(why.id, "error", why.message, table.name, where))
+            findings.append(Finding(why.id, "warning", why.message, table.name, where))
         count = len(table.data) // found.size if found else 0
         tables.append(
             TableInfo(family, table.name, table.address, len(table.data), found.name if found else None, count)
