@@ -56,6 +56,10 @@ RUNS = (
     Run("amd64", "qemu64", 1, True),
     Run("amd64", "qemu64", 1, False, "mitigations=off"),
     Run("amd64", "Nehalem", 1, False, "spectre_v2=retpoline,lfence"),
+    Run("6.12-amd64", "Nehalem", 2, True),
+    Run("6.12-amd64", "qemu64", 1, False, "mitigations=off"),
+    Run("5.10-686", "qemu32", 1),
+    Run("5.10-amd64", "Nehalem", 1),
 )
 
 Dumped = Callable[[Run], Path]

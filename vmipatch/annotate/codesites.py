@@ -29,7 +29,7 @@ def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
     findings = [f for f in findings if f.id == "table-size"]
     bad = 0
     for table in find_tables(image, load_format(family)):
-        for entry, address in _addresses(table, image.bits):
+        for entry, address in addresses(table, image.bits):
             body = _body(code, address)
             found = read(body, address) if body else None
             if found is None:
@@ -57,7 +57,7 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
             text = f"{len(table.data)} bytes are no whole number of entries of {layout.size} bytes"
             findings.append(Finding("table-size", "warning", text, table.name, table.address))
         step = max(1, entries // SAMPLE)
-        sampled = list(islice(_addresses(table, image.bits), 0, None, step))
+        sampled = list(islice(addresses(table, image.bits), 0, None, step))
         bad = [(e, a) for e, a in sampled if not (body := _body(code, a)) or read(body, a) is None]
         if len(bad) * 2 > len(sampled):
             text = f"fits no layout ({layout.name}): {_wrong(wrong, table, *bad[0], _body(code, bad[0][1])).message}"
@@ -65,7 +65,7 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
     return tables, [], findings
 
 
-def _addresses(table: Table, bits: int) -> list[tuple[int, int]]:
+def addresses(table: Table, bits: int) -> list[tuple[int, int]]:
     """Every entry's own virtual address and the one that it names."""
     mask = (1 << bits) - 1
     words = memoryview(table.data[: len(table.data) & ~3]).cast("i")
@@ -78,5 +78,7 @@ def _body(code: CodeBytes, address: int) -> bytes:
 
 def _wrong(id: str, table: Table, entry: int, address: int, body: bytes) -> Finding:
     if not body:
-        return Finding("entry-outside-image", "warning", f"names {address:#x}, which is no code of it", table.name, entry)
+        return Finding(
+            "entry-outside-image", "warning", f"names {address:#x}, which is no code of it", table.name, entry
+        )
     return Finding(id, "warning", f"names {address:#x}, which holds {body.hex(' ')}", table.name, entry)

@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, str] = {
     "mcount": "mcount",
     "jump_labels": "jumplabels",
     "static_calls": "staticcalls",
+    "runtime_consts": "runtimeconsts",
     "ex_table": "counted",
     "bug_table": "counted",
     "orc": "counted",

@@ -103,11 +103,20 @@ class Thunk(NamedTuple):
     register: int | None
 
 
+class RuntimeConst(NamedTuple):
+    """An immediate that becomes the value of ``variable``: a pointer (``ptr``, 8 bytes) or a shift (``shift``, 1)."""
+
+    kind: str
+    variable: str
+
+
 class Place(NamedTuple):
     """An address and nothing more: an ``ENDBR`` or a call that a table names."""
 
 
-Detail = Paravirt | Alternative | Lock | Vmi | Afterburn | Mcount | JumpLabel | StaticCall | Thunk | Place
+Detail = (
+    Paravirt | Alternative | Lock | Vmi | Afterburn | Mcount | JumpLabel | StaticCall | Thunk | RuntimeConst | Place
+)
 
 
 class Site(NamedTuple):

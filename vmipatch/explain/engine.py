@@ -30,7 +30,7 @@ from vmipatch.patch.target import Native
 BOOT = (
     "parainstructions", "altinstructions", "smp_locks", "retpoline_sites", "return_sites", "endbr_seal",
 )  # fmt: skip
-RUN_TIME = ("mcount", "jump_labels", "static_calls")
+RUN_TIME = ("mcount", "jump_labels", "static_calls", "runtime_consts")
 
 _MOVED_BY = frozenset(("altinstructions", "parainstructions"))
 """Families whose sites can hold a field that KASLR changes; the others hold relative branches and prefixes."""
@@ -73,6 +73,8 @@ def explain(
             ground, _of(here, "static_calls"), data, call_forms(image, rules, native.cpu, boot, nops)
         ),
     }
+    if constants := _of(here, "runtime_consts"):
+        tallies["runtime_consts"] = states.runtime_consts(ground, constants, data)
     proved = _run_time_evidence(ground, running, here)
     if data is not None:
         proved += states.flipped(ground, _of(here, "jump_labels"), data)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.features import feature_name, numbers
-from vmipatch.annotate.site import Alternative, JumpLabel, StaticCall
+from vmipatch.annotate.site import Alternative, JumpLabel, RuntimeConst, StaticCall
 from vmipatch.explain import states
 from vmipatch.explain.engine import BOOT, RUN_TIME, text_of
 from vmipatch.image import Image
@@ -42,6 +42,7 @@ DOMAINS = {
     "ftrace-call": "E8 to ftrace_caller or ftrace_regs_caller, or to a trampoline that ftrace copies from them into "
     "memory outside the image, or to a direct-call trampoline registered with ftrace",
     "static-call": "E8 (a tail call and a trampoline: E9) to any function that the kernel stores in the site's key",
+    "runtime-const": "any value: that which the variable named by the table gets while the kernel starts",
     "its-thunk": "E9 or E8 to a thunk of its own for the register, in memory outside the image (INDIRECT_THUNK_ITS)",
 }
 """Patterns: states whose target has no bound."""
@@ -237,6 +238,8 @@ def _run_time(image: Image, rules: Rules, sites: Sequence[Site], maker: _Boot) -
             else:
                 listed += [State(five, f"{site.op} is none") for five in fives]
                 listed += [State(code, f"{site.op} returns 0") for code in return0]
+        elif isinstance(detail, RuntimeConst):
+            patterns = ("runtime-const",)
         else:
             listed += [State(five, "not traced") for five in fives]
             patterns = ("ftrace-call",)
@@ -251,6 +254,8 @@ def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str 
             return state.cause
     for pattern in entry.patterns:
         if pattern == "static-call" and code[:1] in (b"\xe8", b"\xe9"):
+            return pattern
+        if pattern == "runtime-const":
             return pattern
         if pattern == "ftrace-call" and code[:1] == b"\xe8":
             return pattern

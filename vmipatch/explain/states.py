@@ -186,6 +186,26 @@ def static_calls(ground: Ground, sites: Iterable[Site], running: Running | None,
     return tally
 
 
+def runtime_consts(ground: Ground, sites: Iterable[Site], running: Running | None) -> Tally:
+    """Immediates by the variables that they stand for; without the dump's data all of one variable must agree."""
+    tally = Tally()
+    cause = ground.cause("runtime_consts")
+    groups: dict[tuple[str, int], list[Site]] = {}
+    for site in sites:
+        groups.setdefault((site.op, site.length), []).append(site)
+    for (name, length), group in groups.items():
+        address = ground.image.symbols.lookup(name)
+        value = running.read(address, length) if running is not None and address is not None else None
+        tally.evidence["variable" if value is not None else "sites of the variable agree"] += len(group)
+        if value is None:
+            votes = Counter(bytes(ground.found[s.address - ground.base : s.end - ground.base]) for s in group)
+            value = votes.most_common(1)[0][0]
+        for site in group:
+            ground.lay(site.address, value, cause)
+        tally.states[f"{name} = {int.from_bytes(value, 'little'):#x}"] += len(group)
+    return tally
+
+
 def _means(code: bytes, address: int, forms: CallForms) -> int | None:
     """The function that a trampoline goes to; 0 where it returns."""
     target = branch.target_of(code, address, forms.bits)
