@@ -23,7 +23,9 @@ XMM2 = 26
 NOP5 = bytes.fromhex("3E8D742600")
 MFENCE = bytes.fromhex("0FAEF0")
 
-CPU_DATA, KEYS, CALL_KEY, TRACE_FUNCTION = DATA, DATA + 0x400, DATA + 0x800, DATA + 0x804
+CPU_DATA, KEYS, CALL_KEY, TRACE_FUNCTION, OTHER = DATA, DATA + 0x400, DATA + 0x800, DATA + 0x804, DATA + 0x810
+LIKELY, PADDED = 5, 6
+"""Functions that differ: their label is taken while its key is off; their alternative's site is padding."""
 FENTRY, CALLER, STUB, TRAMPOLINE, UPDATER = TEXT, TEXT + 16, TEXT + 32, TEXT + 48, TEXT + 56
 FIRST = TEXT + 0x400
 OFF_LOCK, OFF_LABEL, OFF_ALTERNATIVE, OFF_TARGET, OFF_POINTER = 5, 8, 13, 24, 32
@@ -49,17 +51,24 @@ def text() -> bytearray:
     put(CALLER, b"\x60" + call(0xE8, CALLER + 1, STUB) + b"\x61\xc3")
     put(STUB, b"\xc3")
     put(TRAMPOLINE, call(0xE9, TRAMPOLINE, function(0)) + b"\x0f\xb9\xcc")
-    put(UPDATER, b"\xb8" + struct.pack("<I", CALL_KEY) + b"\xba" + struct.pack("<I", TRAMPOLINE) + b"\xc3")
+    # mov eax, key; mov edx, trampoline; mov ecx, another variable
+    put(UPDATER, b"\xb8" + struct.pack("<I", CALL_KEY) + b"\xba" + struct.pack("<I", TRAMPOLINE))
+    put(UPDATER + 10, b"\xb9" + struct.pack("<I", OTHER) + b"\xc3")
     for number in range(FUNCTIONS):
         at = function(number)
         put(at, call(0xE8, at, FENTRY))
         put(at + OFF_LOCK, b"\xf0\xff\x00")  # lock inc dword ptr [eax]
         put(at + OFF_LABEL, NOP5)
-        put(at + OFF_ALTERNATIVE, bytes.fromhex("F083042400"))  # lock add dword ptr [esp], 0
+        put(at + OFF_ALTERNATIVE, alternative(number))
         put(at + OFF_ALTERNATIVE + 5, b"\xc3")
         put(at + OFF_TARGET, b"\x31\xc0\xc3")
         put(at + OFF_POINTER, b"\xb8" + struct.pack("<I", RODATA + number) + b"\xc3")  # mov eax, address
     return body
+
+
+def alternative(number: int) -> bytes:
+    """What an alternative's site holds on disk: lock add dword ptr [esp], 0; in one function single nops."""
+    return b"\x90" * 5 if number == PADDED else bytes.fromhex("F083042400")
 
 
 def key(number: int) -> int:
@@ -69,7 +78,7 @@ def key(number: int) -> int:
 
 def pointers() -> list[int]:
     """The fields of the text that KASLR moves."""
-    return [UPDATER + 1, UPDATER + 6, *(function(n) + OFF_POINTER + 1 for n in range(FUNCTIONS))]
+    return [UPDATER + 1, UPDATER + 6, UPDATER + 11, *(function(n) + OFF_POINTER + 1 for n in range(FUNCTIONS))]
 
 
 def build(folder: Path) -> Path:
@@ -80,7 +89,9 @@ def build(folder: Path) -> Path:
     for n in range(FUNCTIONS):
         site = function(n) + OFF_LABEL
         where = label_at + 12 * n
-        labels += struct.pack("<iii", site - where, function(n) + OFF_TARGET - where - 4, key(n) - where - 8)
+        labels += struct.pack(
+            "<iii", site - where, function(n) + OFF_TARGET - where - 4, key(n) - where - 8 + (n == LIKELY)
+        )
         mcount += struct.pack("<I", function(n))
         locks += struct.pack("<i", function(n) + OFF_LOCK - (TABLES + 0x1000 + 4 * n))
         where = TABLES + 12 * n
@@ -148,7 +159,10 @@ class Machine:
                 self.put(at + OFF_LOCK, b"\x3e")
             if XMM2 in self.features:
                 self.put(at + OFF_ALTERNATIVE, MFENCE + b"\x89\xf6")
+            elif n == PADDED:
+                self.put(at + OFF_ALTERNATIVE, NOP5)
         self.switch(3, True)
+        self.switch(LIKELY, True)
 
     def put(self, address: int, code: bytes) -> None:
         self.bytes[address - TEXT : address - TEXT + len(code)] = code
@@ -158,9 +172,10 @@ class Machine:
 
     def switch(self, number: int, on: bool) -> None:
         """Turn a static key, with its branch."""
+        taken = on != (number == LIKELY)
         self.put(key(number), struct.pack("<i", on))
         site = function(number) + OFF_LABEL
-        self.put(site, call(0xE9, site, function(number) + OFF_TARGET) if on else NOP5)
+        self.put(site, call(0xE9, site, function(number) + OFF_TARGET) if taken else NOP5)
 
     def text(self) -> bytes:
         return self.get(TEXT, 0x3000)

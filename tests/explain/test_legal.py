@@ -40,6 +40,9 @@ def test_every_site_has_its_states_and_no_other(entries: dict[int, Legal]) -> No
     assert states(entries[site]) == {NOP5, call(0xE9, site, at + made.OFF_TARGET)}
     # On disk, and the replacement with the nop that joins what is left (5.13 on: x86_nops[2]).
     assert states(entries[at + made.OFF_ALTERNATIVE]) == {bytes.fromhex("F083042400"), bytes.fromhex("0FAEF089F6")}
+    # Padding that no replacement covers becomes one nop.
+    padded = entries[function(made.PADDED) + made.OFF_ALTERNATIVE]
+    assert states(padded) == {b"\x90" * 5, NOP5, bytes.fromhex("0FAEF089F6")}
     tramp = entries[made.TRAMPOLINE]
     assert states(tramp) == {call(0xE9, made.TRAMPOLINE, function(0)), b"\xc3\xcc\xcc\xcc\xcc"}
     assert tramp.patterns == ("static-call",)
