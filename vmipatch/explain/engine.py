@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.errors import ImageError, UsageError
-from vmipatch.explain import cpudata, fit, probes, runs, states, tracing
+from vmipatch.explain import cpudata, fit, probes, runs, states, thunks, tracing
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.locate import locate
 from vmipatch.explain.memory import Memory
@@ -65,6 +65,7 @@ def explain(
     _relocate(image, running.slide, ground, planned)
     nops = nop_tables.table(planned.nops) if planned.nops else rules.nop_table(native.cpu, image.bits)
     here = [s for s in late.sites if text.address <= s.address and s.end <= text.end]
+    inside = [s for s in boot_scan.sites if text.address <= s.address and s.end <= text.end]
     data = running if _has_data(running) else None
     tallies = {
         "mcount": states.mcount(ground, _of(here, "mcount"), states.five_byte_nop(nops)),
@@ -75,7 +76,7 @@ def explain(
     }
     if constants := _of(here, "runtime_consts"):
         tallies["runtime_consts"] = states.runtime_consts(ground, constants, data)
-    proved = _run_time_evidence(ground, running, here)
+    proved = _run_time_evidence(ground, running, here, inside)
     if data is not None:
         proved += states.flipped(ground, _of(here, "jump_labels"), data)
     said = [f"{name}: {n} sites by {how}" for name, t in tallies.items() for how, n in t.evidence.items()]
@@ -188,8 +189,11 @@ def call_forms(image: Image, rules: Rules, cpu: Cpu, boot: Boot, nops: nop_table
     return states.CallForms(image.bits, states.five_byte_nop(nops), return0, forms, thunk, boot.its_thunk)
 
 
-def _run_time_evidence(ground: Ground, running: Running, sites: Sequence[Site]) -> list[Proved]:
-    """What tracing and probing wrote, where the dump proves it."""
+def _run_time_evidence(
+    ground: Ground, running: Running, sites: Sequence[Site], boot_sites: Sequence[Site]
+) -> list[Proved]:
+    """What tracing and probing wrote, and branches to thunks made while booting, where the dump proves it."""
     if next(ground.differences(), None) is None:
         return []
+    thunks.prove(ground, running, _of(boot_sites, "retpoline_sites"))
     return tracing.prove(ground, running, _of(sites, "mcount")) + probes.prove(ground, running)
