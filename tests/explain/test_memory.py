@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from pathlib import Path
 
@@ -170,3 +171,23 @@ def test_boot_cpu_data_of_32_and_64_bits() -> None:
     assert (found.family, found.model, found.stepping) == (6, 26, 3)
     assert cpudata.parse(bytes(512), (6, 1, 0)) is None
     assert cpudata.parse(b"GenuineIntel" * 40, (6, 1, 0)) is None
+
+
+def test_any_core_gives_a_result_or_an_error_of_ours(tmp_path: Path) -> None:
+    """Random damage to the headers and notes: never a traceback."""
+    image = open_image(made.build(tmp_path))
+    info = note(b"VMCOREINFO", 0, b"KERNELOFFSET=0\nNUMBER(phys_base)=0\n")
+    whole = core([(0, made.PHYSICAL, bytes(made.Machine().bytes))], info)
+    chosen = random.Random(11)
+    dump = tmp_path / "core"
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(chosen.randrange(1, 6)):
+            at = chosen.randrange(320)
+            damaged[at] = chosen.choice((0, 255, chosen.randrange(256), damaged[at] ^ (1 << chosen.randrange(8))))
+        dump.write_bytes(damaged)
+        try:
+            found = explain(image, Memory(dump))
+        except VmipatchError:
+            continue
+        assert found.pristine + found.explained + found.unexplained_bytes == found.total
