@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -160,15 +161,30 @@ class TableInfo:
     found: str = ""
 
 
+Detailed = str | int | bool | None | tuple[str, ...] | tuple[int, ...]
+"""What a finding's details may hold: plain values, and rows of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong that a person should see; ``id`` is stable.  Addresses are virtual."""
+    """Something wrong that a person should see; ``id`` is stable.
+
+    ``severity`` is ``error``, ``warning`` or ``note``.  ``address`` is virtual, ``offset`` the same place in
+    :attr:`Image.data` in bytes (None where the image has no bytes for it), ``length`` in bytes; ``symbol`` the
+    name that the address is in, ``symbol_offset`` bytes after its start.  ``details`` are free: an integer whose
+    key is ``address`` or ends in ``_address`` is a virtual address.  Scans fill in the first five; audits the rest.
+    """
 
     id: str
     severity: str
     message: str
     section: str
     address: int | None = None
+    offset: int | None = None
+    length: int | None = None
+    symbol: str | None = None
+    symbol_offset: int | None = None
+    details: Mapping[str, Detailed] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         place = self.section + (f", address {self.address:#x}" if self.address is not None else "")
