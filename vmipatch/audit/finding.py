@@ -47,7 +47,8 @@ class Swept(NamedTuple):
     undecoded: int
 
 
-class FunctionCount(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FunctionCount:
     """How many findings of one identifier a function has; ``what`` counts them by instruction or slot.
 
     ``address`` is the virtual address of the first; ``symbol`` is None where none is known.
