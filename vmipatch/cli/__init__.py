@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -13,6 +14,7 @@ from vmipatch.cli.restore import restore
 from vmipatch.cli.rom import app as rom
 from vmipatch.cli.run import run
 from vmipatch.cli.scan import scan
+from vmipatch.cli.schema import schema
 
 app = typer.Typer(
     name="vmipatch",
@@ -24,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (scan, patch, diff, restore, explain, run):
+for command in (scan, patch, diff, restore, explain, run, schema):
     app.command()(command)
 app.add_typer(rom, name="rom")
 
@@ -48,6 +50,10 @@ def main() -> None:
     """Run the command line; every error of ours becomes one line on standard error and its exit status."""
     from vmipatch.errors import VmipatchError
 
+    # Names in files need not be text in the terminal's encoding: they are shown all the same.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except VmipatchError as error:

@@ -44,7 +44,11 @@ def explain(
         raise UsageError("--base and --features go with --memory")
     opened = open_image(image, system_map=system_map)
     if legal is not None:
-        _write_legal(legal, opened, parse(kernel))
+        from vmipatch.explain import legal as legal_set
+        from vmipatch.report.jsontext import dumps
+        from vmipatch.report.writing import write_text
+
+        write_text(legal, dumps(report.legal_document(opened, legal_set(opened, kernel=parse(kernel)))) + "\n")
     if memory is not None:
         cpu = None if features is None else from_features(features)
         dump = Memory(memory, None if base is None else number(base))
@@ -52,31 +56,3 @@ def explain(
         (report.as_json if json else report.as_table)(opened, str(memory), found)
         if found.unexplained_bytes:
             raise typer.Exit(1)
-
-
-def _write_legal(target: Path, opened: object, kernel: tuple[int, ...] | None) -> None:
-    import json
-    import os
-    import tempfile
-
-    from vmipatch.errors import UsageError
-    from vmipatch.explain import legal
-    from vmipatch.image.image import Image
-    from vmipatch.report.explain import legal_document
-
-    assert isinstance(opened, Image)
-    text = json.dumps(legal_document(opened, legal(opened, kernel=kernel)))
-    try:
-        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partial, 0o644)
-            os.replace(partial, target)
-        except BaseException:
-            os.unlink(partial)
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot write: {error.strerror}", file=target) from error

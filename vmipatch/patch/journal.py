@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from dataclasses import dataclass, field
@@ -65,7 +66,12 @@ def keep(data: bytes) -> str:
 def stage(journal: Journal, patched: Path) -> Staged:
     """The journal of a patched file, written and not yet in its place beside it."""
     record = {name: getattr(journal, name) for name in Journal.__slots__}
-    record["changes"] = [{name: getattr(change, name) for name in Change.__slots__} for change in journal.changes]
+    # Half surrogate pairs, which stand for bytes that are no UTF-8, are JSON that many readers refuse.
+    record["file"] = os.fsencode(journal.file).decode("utf-8", "backslashreplace")
+    record["changes"] = [
+        {**{name: getattr(change, name) for name in Change.__slots__}, "address_hex": f"{change.address:#x}"}
+        for change in journal.changes
+    ]
     text = json.dumps({"schema": SCHEMA, **record})
     return Staged(path_of(patched), lambda fd: write_all(fd, text.encode()))
 
@@ -77,7 +83,7 @@ def read(patched: Path) -> Journal:
         raw = json.loads(path.read_text("utf-8"))
         if raw.pop("schema") != SCHEMA:
             raise PatchError("not a journal of a version that we know", file=path)
-        changes = [Change(**row) for row in raw.pop("changes")]
+        changes = [Change(**{k: v for k, v in row.items() if k != "address_hex"}) for row in raw.pop("changes")]
         for change in changes:
             if len(bytes.fromhex(change.old)) != len(bytes.fromhex(change.new)) or change.offset < 0:
                 raise ValueError("a change whose sides differ in length")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from vmipatch.image import Image
 from vmipatch.patch.compare import Row
+from vmipatch.report.jsontext import dumps
 from vmipatch.report.scan import image_record, site_record
 
 
@@ -30,7 +30,7 @@ def as_json(image: Image, rows: list[Row], *, everything: bool) -> int:
             if everything or not row.right or row.original != row.patched
         ],
     }
-    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.write(dumps(record) + "\n")
     return wrong
 
 

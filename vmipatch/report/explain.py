@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal, Proved, Unexplained
 from vmipatch.image import Image
+from vmipatch.report.jsontext import dumps
 from vmipatch.report.scan import image_record
 
 SHOWN = 40
@@ -36,7 +36,7 @@ def as_json(image: Image, memory: str, found: Explanation) -> None:
         "unexplained_runs": found.runs,
         "warnings": found.warnings,
     }
-    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.write(dumps(record) + "\n")
 
 
 def _address(key: str, value: int) -> dict[str, Any]:

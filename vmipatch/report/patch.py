@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from vmipatch.annotate import Scan
 from vmipatch.image import Image
 from vmipatch.patch import Plan
 from vmipatch.patch.journal import Change
+from vmipatch.report.jsontext import dumps
 from vmipatch.report.scan import image_record
 
 
@@ -53,7 +53,7 @@ def as_json(image: Image, scan: Scan, plan: Plan, changes: list[Change], output:
         ],
         "warnings": list(plan.warnings),
     }
-    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.write(dumps(record) + "\n")
 
 
 def as_table(image: Image, scan: Scan, plan: Plan, changes: list[Change], output: Path | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vmipatch.report.jsontext import dumps
 from vmipatch.rombuild.check import Finding
 from vmipatch.rombuild.inspect import CODE_TYPES, CallEntry, Image, Instruction
 
@@ -23,13 +23,13 @@ def as_json(path: str, size: int, images: Iterable[Image], findings: Iterable[Fi
         "images": [_image_record(image, code) for image in images],
         "findings": [_finding_record(f) for f in findings],
     }
-    return json.dumps(record, indent=1) + "\n"
+    return dumps(record, indent=1) + "\n"
 
 
 def findings_as_json(path: str, findings: Iterable[Finding]) -> str:
     """A check, schema vmipatch.rom-check/1."""
     record = {"schema": "vmipatch.rom-check/1", "path": path, "findings": [_finding_record(f) for f in findings]}
-    return json.dumps(record, indent=1) + "\n"
+    return dumps(record, indent=1) + "\n"
 
 
 def as_text(images: Sequence[Image], findings: Sequence[Finding], code: Disassemble, *, stubs: bool) -> str:
@@ -57,7 +57,7 @@ def pairs_as_text(rows: Iterable[tuple[str, str, Sequence[str]]]) -> str:
 def pairs_as_json(rows: Iterable[tuple[str, str, Sequence[str]]]) -> str:
     """``rom list --json``, schema vmipatch.rom-list/1."""
     specs = [{"name": name, "title": title, "abis": list(abis)} for name, title, abis in rows]
-    return json.dumps({"schema": "vmipatch.rom-list/1", "specs": specs}, indent=1) + "\n"
+    return dumps({"schema": "vmipatch.rom-list/1", "specs": specs}, indent=1) + "\n"
 
 
 def _finding_record(finding: Finding) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
 from vmipatch.annotate import Finding, Scan, Site
 from vmipatch.image import Image
+from vmipatch.report.jsontext import dumps
 
 
 def image_record(image: Image) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def as_json(image: Image, scan: Scan, *, sites: bool = True) -> None:
         "sites": [site_record(image, s) for s in scan.sites] if sites else [],
         "findings": [finding_record(f) for f in scan.findings],
     }
-    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.write(dumps(record) + "\n")
 
 
 def as_table(image: Image, scan: Scan, *, sites: bool = True) -> None:
