@@ -38,12 +38,11 @@ class Kind(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """One range of instructions that was looked at: virtual address, bytes, instructions, bytes that are none."""
+    """One range of instructions that was looked at: virtual address, bytes, bytes that are none."""
 
     section: str
     address: int
     size: int
-    instructions: int
     undecoded: int
 
 
