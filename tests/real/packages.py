@@ -90,6 +90,15 @@ def kernel_image(tree: Path) -> Path:
     return found[0]
 
 
+def debian_mirror(suite: str) -> str | None:
+    """The address of the archive that this machine gets its own Debian from, for another suite too."""
+    for entry in _entries_for(suite):
+        lines = dict(line.split(": ", 1) for line in entry.splitlines())
+        if suite in lines["Suites"].split():
+            return lines["URIs"].split()[0]
+    return None
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # Parallel test workers share the cache; apt's own lists must not be written twice at once.
@@ -225,7 +234,7 @@ class _PrivateApt:
     def _available(self) -> Iterator[tuple[str, str]]:
         name = ""
         for line in self._run("apt-cache", "dumpavail").stdout.splitlines():
-            if line.startswith(("Package: linux-", "Package: memtest86+")):
+            if line.startswith(("Package: linux-", "Package: libxen-dev", "Package: memtest86+")):
                 name = line[9:].strip()
             elif not line:
                 name = ""

@@ -43,7 +43,7 @@ def fpu_memory(c: Core, p: i64, which: u32, reg: u32, ea: u32, seg: i64, control
         result = fpu_arithmetic_memory(c, p, which, reg, ea, seg)
     elif reg == 0 or (which == 7 and (reg == 4 or reg == 5)) or (which == 3 and reg == 5):
         result = fpu_load(c, p, which, reg, ea, seg)
-    elif reg == 1 or reg == 4 or (which == 1 and reg == 1) or (which == 5 and reg == 1):
+    elif reg == 1 or reg == 4 or (which == 3 and reg == 6):
         return ud(c)
     else:
         result = fpu_store(c, p, which, reg, ea, seg)
