@@ -53,6 +53,7 @@ LATER = {
     "0f 01 fb": "MWAITX (APM 3, MWAITX)",
     "66 0f 38 82": "INVPCID (SDM 2, INVPCID)",
 }
+SERIALIZE = b"\x0f\x01\xe8"  # of later processors (SDM 2, SERIALIZE), and younger than this capstone
 UD1 = "UD1 has a ModRM byte (SDM 2, UD: 0F B9 /r); capstone leaves it out. Ours is right"
 UD0 = "UD0: #UD whatever its length (SDM 2, UD: some processors read no ModRM byte). No instruction to either"
 RESERVED = {
@@ -191,8 +192,8 @@ def sweep(cpu: Cpu, code: bytes, address: int) -> Sweep:
                 disagree(0, ours, "nothing")
                 at += ours
             else:
-                found.undecodable.append(f"{address + at:#x} {code[at : at + 4].hex(' ')}")
-                at += 1
+                found.undecodable.append(f"{address + at:#x} {code[at : at + 3].hex(' ')}")
+                at += 3 if code[at : at + 3] == SERIALIZE else 1
     return found
 
 
@@ -208,7 +209,7 @@ def test_every_instruction_of_a_kernel(cpu: Cpu, name: str, capsys: pytest.Captu
         print(f"\n{found.show(f'.text of {name}')}")
     assert not found.unexplained
     assert found.instructions > 2_500_000
-    assert len(found.undecodable) < 10
+    assert all(place.endswith(SERIALIZE.hex(" ")) for place in found.undecodable)
     assert set(found.groups) <= {"0f b9", *LATER}
 
 
