@@ -141,7 +141,7 @@ def test_the_gate(hypervisor: str, abi: str) -> None:
     guest = Guest(rom(hypervisor, abi).data, ring=1)
 
     def answer(kind: str, g: Guest) -> None:
-        frame = g["edx" if hypervisor == "lguest" else "ebx"]
+        frame = g["ebx"]
         assert words(g, frame, 3) == [0xA0B0C066, 0xA0B0C055, 0xA0B0C044]  # EDI, ESI, EBP
         assert words(g, frame + 16, 4) == [0xA0B0C033, 222, 333, 111]  # EBX, EDX, ECX, EAX
         assert g.u32(frame + 32) == number
@@ -297,41 +297,41 @@ def test_lguest() -> None:
             38,
             [],
             {"eax": 0x67, "edx": entry, "ecx": 0x08048011},
-            {"eax": 14, "edx": 0x345000, "ebx": 0x08048000, "ecx": 0x67},
+            {"eax": 14, "ebx": 0x345000, "ecx": 0x08048000, "edx": 0x67},
         ),
-        (38, [], {"eax": 0x67, "edx": entry, "ecx": 1}, {"eax": 5, "edx": 1}),
+        (38, [], {"eax": 0x67, "edx": entry, "ecx": 1}, {"eax": 5, "ebx": 1}),
         (
             38,
             [],
             {"eax": 0x67, "edx": entry, "ecx": 2},
-            {"eax": 15, "edx": physical & ~0xFFF, "ebx": (physical & 0xFFF) // 4},
+            {"eax": 15, "ebx": physical & ~0xFFF, "ecx": (physical & 0xFFF) // 4},
         ),
         (
             39,
             [0x08048011],
             {"eax": 0x67, "edx": 9, "ecx": entry},
-            {"eax": 14, "edx": 0x345000, "ebx": 0x08048000, "ecx": 0x67, "esi": 9},
+            {"eax": 14, "ebx": 0x345000, "ecx": 0x08048000, "edx": 0x67, "esi": 9},
         ),
         (
             39,
             [2],
             {"eax": 0x67, "edx": 0, "ecx": entry},
-            {"eax": 13, "edx": physical & ~0xFFF, "ebx": (physical & 0xFFF) // 8},
+            {"eax": 13, "ebx": physical & ~0xFFF, "ecx": (physical & 0xFFF) // 8},
         ),
         (
             39,
             [4],
             {"eax": 0x67, "edx": 0, "ecx": entry},
-            {"eax": 15, "edx": physical & ~0x1F, "ebx": (physical & 0x1F) // 8},
+            {"eax": 15, "ebx": physical & ~0x1F, "ecx": (physical & 0x1F) // 8},
         ),
-        (40, [], {"eax": entry, "edx": 0x08048011}, {"eax": 14, "edx": 0x345000, "ebx": 0x08048000, "ecx": 0x67}),
-        (17, [], {"eax": 0x346000}, {"eax": 4, "edx": 0x346000}),
-        (47, [], {"eax": 1}, {"eax": 5, "edx": 0}),
-        (47, [], {"eax": 3}, {"eax": 5, "edx": 1}),
-        (46, [], {"eax": 0xC1234000}, {"eax": 14, "edx": 0x346000, "ebx": 0xC1234000, "ecx": 0}),
-        (28, [], {}, {"eax": 8, "edx": 0}),
-        (15, [], {"eax": 0x8005003B}, {"eax": 8, "edx": 8}),
-        (14, [], {"eax": 0x68, "edx": 0xC1230000}, {"eax": 7, "edx": 0x21, "ebx": 0xC1230000, "ecx": 2}),
+        (40, [], {"eax": entry, "edx": 0x08048011}, {"eax": 14, "ebx": 0x345000, "ecx": 0x08048000, "edx": 0x67}),
+        (17, [], {"eax": 0x346000}, {"eax": 4, "ebx": 0x346000}),
+        (47, [], {"eax": 1}, {"eax": 5, "ebx": 0}),
+        (47, [], {"eax": 3}, {"eax": 5, "ebx": 1}),
+        (46, [], {"eax": 0xC1234000}, {"eax": 14, "ebx": 0x346000, "ecx": 0xC1234000, "edx": 0}),
+        (28, [], {}, {"eax": 8, "ebx": 0}),
+        (15, [], {"eax": 0x8005003B}, {"eax": 8, "ebx": 8}),
+        (14, [], {"eax": 0x68, "edx": 0xC1230000}, {"eax": 7, "ebx": 0x21, "ecx": 0xC1230000, "edx": 2}),
         (35, [], {}, {"eax": 10}),
     ):
         guest.write(TOP + 0xE18, 0x00345000 if number != 46 else 0x346000)
@@ -349,12 +349,12 @@ def test_lguest() -> None:
             guest.write(table + 8 * n + 4, 0x2000 + n)
         guest.traps.clear()
         guest.call(at("lguest", number), eax=DATA)
-        assert [[r[x] for x in ("eax", "edx", "ebx", "ecx")] for _, r in guest.traps] == [
+        assert [[r[x] for x in ("eax", "ebx", "ecx", "edx")] for _, r in guest.traps] == [
             [hypercall, n, 0x1000 + n, 0x2000 + n] for n in range(4)
         ]
         guest.call(at("lguest", write), 0x4444, eax=table, edx=2, ecx=0x3333)
         _, r = guest.traps[-1]
-        assert [r[x] for x in ("eax", "edx", "ebx", "ecx")] == [hypercall, 2, 0x3333, 0x4444]
+        assert [r[x] for x in ("eax", "ebx", "ecx", "edx")] == [hypercall, 2, 0x3333, 0x4444]
         assert words(guest, table + 16, 2) == [0x3333, 0x4444]
     for seconds, nanoseconds in ((1_200_000_000, 987_654_321), (4, 999_999_999), (1_291_845_633, 999_999_999)):
         guest.write(TOP + 12, seconds)
