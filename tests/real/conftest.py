@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from . import initramfs
+from . import dumps, initramfs
 from .kernels import KERNELS, Kernel
 from .packages import RegistryAway
 from .qemu import Capture, Machine, capture
@@ -105,6 +105,28 @@ def captured(
             bits = found.kernel.bits
             had[key] = capture(Machine(found.image, initrd(bits), bits, cpu, cpus), found.vmlinux)
         return had[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dumped(
+    real_kernel: Callable[[str], RealKernel],
+    initrd: Callable[[int], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dumps.Dumped:
+    """The memory of a boot as an ELF core; taken once."""
+    folder = tmp_path_factory.mktemp("dumps")
+    had: dict[dumps.Run, Path] = {}
+
+    def get(run: dumps.Run) -> Path:
+        if run not in had:
+            found = real_kernel(run.kernel)
+            _need(found.kernel.qemu)
+            target = folder / f"{len(had)}.core"
+            dumps.take(found, initrd, run, target)
+            had[run] = target
+        return had[run]
 
     return get
 
