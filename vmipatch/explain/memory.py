@@ -17,6 +17,7 @@ from vmipatch.errors import ImageError, UsageError
 from vmipatch.explain import core
 
 CHUNK = 1 << 22
+PAGE = 4096
 _FEW = 10
 """Values that are searched for one by one; more of them are looked up word by word."""
 
@@ -60,6 +61,9 @@ class Memory:
         if base is not None:
             if base < 0 or base + self.size > 1 << 64:
                 raise UsageError(f"{self.size} bytes do not fit at address {base:#x}", file=self.path)
+            if base % PAGE:
+                said = f"{base:#x} lies {base % PAGE:#x} bytes past a page boundary"
+                raise UsageError(f"not page-aligned: memory is dumped in whole pages, and {said}", file=self.path)
             whole = Region(base, self.size, 0)
             self.virtual, self.physical = [whole], [whole]
         elif head == core.MAGIC:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vmipatch.explain.ground import Ground
+from vmipatch.explain.memory import PAGE
 from vmipatch.explain.result import Proved
-from vmipatch.explain.running import PAGE, Running
+from vmipatch.explain.running import Running
 from vmipatch.isa import branch
 
 INT3 = 0xCC

@@ -9,11 +9,9 @@ from functools import cached_property
 
 from vmipatch.errors import AddressError
 from vmipatch.explain import paging
-from vmipatch.explain.memory import Memory
+from vmipatch.explain.memory import PAGE, Memory
 from vmipatch.image import Image
 from vmipatch.image.model import Section
-
-PAGE = 4096
 
 
 class Running:
