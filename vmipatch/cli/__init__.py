@@ -57,6 +57,10 @@ def main() -> None:
     try:
         app()
     except VmipatchError as error:
+        if "--json" in sys.argv:
+            from vmipatch.report.failure import document
+
+            sys.stdout.write(document(error))
         sys.stdout.flush()
         print(f"vmipatch: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
