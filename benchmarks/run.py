@@ -6,7 +6,8 @@ IMAGE is a kernel (bzImage or vmlinux); without one, the kernels that the real
 tests have fetched are used.  Each row is a whole process, started and reaped
 here: median wall time and peak memory of N runs, the bar of the design, and the
 ratio to the floor named in the row (a plain read of the same file by a fresh
-Python, or a bare typer program with as many commands).
+Python, or a bare typer program with as many commands).  The emulator's rows (emu.py)
+have tables of their own, beside Unicorn, Bochs and QEMU where they are there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import emu
 
 PYTHON = sys.executable
 
@@ -117,9 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", default="", help="only rows whose group is named so: start, image, rom")
+    parser.add_argument("--only", default="", help="only rows whose group is named so: start, rom, image, emu")
     given = parser.parse_args()
-    print(f"{'whole process':<44} {'median':>11} {'peak':>10}  {'bar':<22} {'ratio':>7} to")
+    if given.only != "emu":
+        print(f"{'whole process':<44} {'median':>11} {'peak':>10}  {'bar':<22} {'ratio':>7} to")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.only in ("", "start"):
@@ -147,6 +151,8 @@ def main() -> None:
                 print("no kernel: name one, or let the real tests fetch some")
             for image in images:
                 benchmark_image(image, given.runs, folder)
+        if given.only in ("", "emu"):
+            emu.table(given.runs, folder)
 
 
 if __name__ == "__main__":
