@@ -28,6 +28,10 @@ def run(
         Path | None, typer.Option(metavar="ROM", help="An option ROM, shadowed and initialised before the kernel.")
     ] = None,
     rom_base: Annotated[str, typer.Option(metavar="PHYS", help="Physical address of the ROM.")] = "0xC0000",
+    hypervisor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Stand by as this hypervisor: native, vmware, xen, kvm, lguest or l4ka."),
+    ] = None,
     initrd: Annotated[Path | None, typer.Option(metavar="F", help="Initial RAM disk, or Multiboot module.")] = None,
     append: Annotated[str, typer.Option(metavar="S", help="Kernel command line.")] = "",
     memory: Annotated[int, typer.Option(metavar="MIB", help="Memory in MiB, 1 to 3072.")] = 128,
@@ -75,6 +79,10 @@ def run(
         from vmipatch.emu.machine.machine import Machine
 
         machine = Machine(board)
+        if hypervisor is not None:
+            from vmipatch.emu.hypervisors import create
+
+            create(hypervisor).attach(machine)
         firmware.boot(machine, data, options, str(image))
         return machine
 
@@ -99,6 +107,10 @@ def run(
         _say("\n".join(machine.board.vga.text()).rstrip())
     failed = _failed(outcome, until, max_instructions)
     summary = _summary(machine, outcome, seconds, COMPILED)
+    stopped = machine.personality.violation if machine.personality is not None else None
+    if stopped is not None:
+        summary["violation"] = {"rule": stopped.rule, "message": stopped.message}
+        _say(f"{hypervisor} stopped the guest: {stopped}")
     if failed and outcome.reason != "poweroff":
         _post_mortem(machine, build, outcome, summary, COMPILED)
     _say(
@@ -282,6 +294,7 @@ def _summary(machine: Machine, outcome: Outcome, seconds: float, compiled: bool)
         "engine": "compiled" if compiled else "uncompiled",
         "exits": exits,
         "vmi_calls": dict(machine.vmi_calls),
+        **({} if machine.personality is None else machine.personality.counts()),
     }
 
 

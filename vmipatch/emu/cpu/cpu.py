@@ -168,6 +168,10 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
         if level:
             api.stop_engine(self)
 
+    def time_stamp(self) -> int:
+        """What RDTSC reads at this instruction boundary."""
+        return (self.instructions + self.tsc_offset + self.tsc_adjust) & 0xFFFFFFFF_FFFFFFFF
+
     def nmi(self) -> None:
         """Latch a non-maskable interrupt."""
         self.nmi_pending = 1
@@ -416,6 +420,10 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
     def flush(self) -> None:
         """Drop every translation: the map of memory changed."""
         api.drop_translations(self)
+
+    def flush_page(self, linear: int) -> None:
+        """Drop the translation of one page, as INVLPG does."""
+        api.drop_translation(self, linear & 0xFFFFFFFF)
 
     # --- snapshots ------------------------------------------------------------------
 

@@ -173,6 +173,11 @@ class LocalApic(Device):
             period = self.initial_count * self._tick_ns()
             self.started += (self._clock.now - self.started) // period * period
             self._timer.arm(self.started + period)
+        self.raise_timer()
+
+    def raise_timer(self) -> None:
+        """What the timer's LVT entry says happens now; a hypervisor's alarm may be wired to it."""
+        entry = self.lvt[TIMER]
         if not entry & MASKED:
             self.deliver(FIXED, entry & 0xFF, False)
 

@@ -86,6 +86,8 @@ class Board:
         self.bus = bus
         self.consoles = Consoles()
         self.exit_code: int | None = None
+        self.filter_interrupt: Callable[[bool], bool] | None = None
+        """A hypervisor between the interrupt controllers and the processor's pin."""
         self._stop = stop
         clock = self.clock = Clock(processor, options.ns_per_instruction)
         clock.on_sooner = processor.request_exit
@@ -167,8 +169,15 @@ class Board:
     def _end_of_interrupt(self, vector: int) -> None:
         self.ioapic.end_of_interrupt(vector)
 
+    def interrupt_level(self) -> bool:
+        """The line that the interrupt controllers drive."""
+        return self.apic.pending() or (self.pic.output and self.apic.passes_extint())
+
     def _update_interrupt(self) -> None:
-        self.processor.interrupt_line = self.apic.pending() or (self.pic.output and self.apic.passes_extint())
+        level = self.interrupt_level()
+        if self.filter_interrupt is not None:
+            level = self.filter_interrupt(level)
+        self.processor.interrupt_line = level
 
     def _acknowledge(self) -> int:
         if self.apic.pending() or not self.pic.output:

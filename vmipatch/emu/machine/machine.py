@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmipatch.emu.machine.board import Board, BoardOptions, check_options
 from vmipatch.emu.machine.bus import Bus
@@ -22,7 +22,7 @@ from vmipatch.errors import EmulatorError
 if TYPE_CHECKING:
     from vmipatch.emu.cpu import Cpu, Memory
 
-FAILURES = frozenset(("triple fault", "halt", "asleep"))
+FAILURES = frozenset(("triple fault", "halt", "asleep", "violation"))
 ASLEEP_NS = 600 * NS_PER_SECOND
 SCREEN_NS = 20_000_000  # virtual time between two looks at the screen for the end text
 UNLIMITED = 1 << 62
@@ -35,13 +35,28 @@ class Outcome:
     ``reason``: ``poweroff``, ``reset``, ``debug exit``, ``until``, ``limit``,
     ``triple fault``, ``halt`` (interrupts off), ``asleep`` (interrupts on, but
     nothing woke the processor for ten minutes of virtual time), ``stopped`` (by
-    the caller) or the name of an exit that a hook asked for.
+    the caller), ``violation`` (by the guest's hypervisor) or the name of an exit that a hook asked for.
     """
 
     reason: str
     instructions: int
     virtual_ns: int
     exit_code: int | None = None
+
+
+class Personality(Protocol):
+    """What a machine and its users ask of a hypervisor's host side."""
+
+    violation: Any
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What happened between guest and host, for a summary."""
+
+    def save(self) -> Any:
+        """Its state, as an opaque object."""
+
+    def restore(self, saved: Any) -> None:
+        """Bring back what ``save`` returned; None stands for "never started"."""
 
 
 class Machine:
@@ -67,6 +82,8 @@ class Machine:
         self.vmi_calls: Counter[str] = Counter()
         self.hooks: dict[int, Callable[[Machine], bool]] = {}
         self.on_instruction: Callable[[Machine], None] | None = None
+        self.personality: Personality | None = None
+        """The hypervisor under this machine's guest; its state belongs to every snapshot."""
         self._deferred: list[Callable[[Machine], None]] = []
         self._reason: str | None = None
         self._needle = b""
@@ -135,14 +152,15 @@ class Machine:
             left = cpu.run(target)
             clock.horizon = -1
             if left != limit_reached:
-                self._left(left)
+                self.left(left)
         return self.outcome()
 
     def outcome(self) -> Outcome:
         """How the last run ended."""
         return Outcome(self._reason or "stopped", self.cpu.instructions, self.clock.now, self.board.exit_code)
 
-    def _left(self, reason: int) -> None:
+    def left(self, reason: int) -> None:
+        """What follows when the processor left with this exit reason; a hook may hand on one that it met."""
         exit_ = self.exit
         name = self._names.get(reason, str(reason))
         if reason != exit_.REQUESTED:  # that one is the host's own doing
@@ -152,13 +170,13 @@ class Machine:
             if not hook(self) and self._reason is None:
                 self._reason = name
         elif reason == exit_.HALT:
-            self._sleep()
+            self.sleep()
         elif reason == exit_.SHUTDOWN:
             self._reason = self._reason or "triple fault"
         elif reason != exit_.REQUESTED:
             self._reason = self._reason or name
 
-    def _sleep(self) -> None:
+    def sleep(self) -> None:
         """HLT: jump from timer to timer until an interrupt line rises."""
         cpu, clock = self.cpu, self.clock
         if not cpu.eflags & 0x200:
@@ -197,6 +215,7 @@ class Machine:
             memory=self.memory.read_backing(0, self.memory.used),
             processor=self.cpu.save(),
             board=self.board.save(),
+            personality=None if self.personality is None else self.personality.save(),
             instructions=self.cpu.instructions,
             serial_length=len(self.board.consoles.serial),
             debug_length=len(self.board.consoles.debug),
@@ -221,6 +240,8 @@ class Machine:
         self._base = snapshot
         self.board.restore(snapshot.board)
         self.cpu.restore(snapshot.processor)
+        if self.personality is not None:
+            self.personality.restore(snapshot.personality)
         self.board._update_interrupt()
         del self.board.consoles.serial[snapshot.serial_length :]
         del self.board.consoles.debug[snapshot.debug_length :]

@@ -20,6 +20,7 @@ class Snapshot:
     memory: bytes = field(repr=False)
     processor: Any = field(repr=False)
     board: Any = field(repr=False)
+    personality: Any = field(repr=False)
     instructions: int
     serial_length: int
     debug_length: int

@@ -1,0 +1,58 @@
+"""What a faulting instruction of the guest wanted in the hole.  capstone is imported when it is asked.
+
+Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmipatch.emu.cpu import Cpu
+
+
+@cache
+def _decoder() -> Any:
+    import capstone
+
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
+    decoder.detail = True
+    return decoder
+
+
+def written(cpu: Cpu, code: bytes, hole: int) -> int | None:
+    """The linear address in the hole (at or above ``hole``) that the instruction writes to; None if there is none."""
+    import capstone
+    from capstone import x86
+
+    found = next(_decoder().disasm(code, 0, 1), None)
+    if found is None:
+        return None
+    for operand in found.operands:
+        if operand.type == x86.X86_OP_MEM and operand.access & capstone.CS_AC_WRITE:
+            memory = operand.mem
+            offset = _value(cpu, found, memory.base) + _value(cpu, found, memory.index) * memory.scale + memory.disp
+            segment = found.reg_name(memory.segment) if memory.segment else _segment(found, memory.base)
+            at: int = cpu.get(f"{segment}_base") + (offset & 0xFFFF_FFFF) & 0xFFFF_FFFF
+            if at + operand.size > hole:
+                return at
+    if x86.X86_REG_ESP in found.regs_write and found.mnemonic.startswith(("push", "call", "enter", "int")):
+        at = cpu.get("ss_base") + cpu.get("esp") - 4 & 0xFFFF_FFFF
+        if at + 4 > hole:
+            return at
+    return None
+
+
+def _value(cpu: Cpu, found: Any, register: int) -> int:
+    name = found.reg_name(register) if register else ""
+    if not name or name in ("eiz", "riz"):
+        return 0
+    return cpu.get(name) if name.startswith("e") else cpu.get("e" + name) & 0xFFFF
+
+
+def _segment(found: Any, base: int) -> str:
+    name = found.reg_name(base) if base else ""
+    if name in ("esp", "ebp", "bp"):
+        return "ss"
+    return "es" if name == "edi" and found.mnemonic.split()[-1][:3] in ("sto", "mov", "ins") else "ds"

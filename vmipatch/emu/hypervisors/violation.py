@@ -1,0 +1,21 @@
+"""A guest that breaks the rules of its hypervisor.  Imports nothing of the package."""
+
+from __future__ import annotations
+
+
+class Violation(Exception):
+    """Raised while the host works for the guest: the guest is stopped, and this is the reason.
+
+    ``rule`` is a stable name: ``hole-write``, ``forged-page-table``, ``bad-pointer``, ``ring-0``,
+    ``bad-call``, ``bad-descriptor``, ``paging-off``.  ``address`` is a linear address, or None.
+    """
+
+    def __init__(self, rule: str, message: str, address: int | None = None) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.message = message
+        self.address = address
+
+    def __str__(self) -> str:
+        place = "" if self.address is None else f" (address {self.address:#x})"
+        return f"{self.rule}: {self.message}{place}"
