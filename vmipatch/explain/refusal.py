@@ -23,9 +23,11 @@ SAMPLES = 64
 MOST_BANNERS = 64
 _BANNER = re.compile(rb"Linux version \d+\.\d+[ -~]{0,1000}")
 _SHOWN = 90
-_TRIED = 8
+_TRIED = 16
 """Pieces of the text that are searched for at every offset of a dump that has no text where it should be."""
-_PIECE = 48
+_PIECE = 24
+_LEAST_VALUES = 8
+"""Different bytes in such a piece: less is padding, of which there is more than one place."""
 
 
 def agreement(running: Running, text: Section) -> float | None:
@@ -89,7 +91,7 @@ def check_build(image: Image, running: Running) -> None:
 def _build_id(notes: bytes) -> bytes:
     """The description of the NT_GNU_BUILD_ID note."""
     at = notes.find(b"\x14\0\0\0\x03\0\0\0GNU\0")
-    return notes[at + 12 : at + 32] if at >= 0 else b""
+    return notes[at + 12 : at + 32] if 0 <= at <= len(notes) - 32 else b""
 
 
 def refusal(image: Image, memory: Memory, text: Section, best: tuple[float, Running] | None) -> ImageError:
@@ -104,10 +106,10 @@ def refusal(image: Image, memory: Memory, text: Section, best: tuple[float, Runn
         return ImageError(_other(other, image.banner or ""), file=memory.path)
     if memory.missing and best is None:
         return ImageError(f"cut short: its headers name {memory.missing} bytes more than it has", file=memory.path)
-    for regions, start in ((memory.virtual, text.address), (memory.physical, physical(image, text.address))):
+    for known, start in ((memory.virtual, text.address), (memory.physical, physical(image, text.address))):
         if start is None:
             continue
-        had = sum(max(0, min(r.start + r.size, start + text.size) - max(r.start, start)) for r in regions)
+        had = sum(max(0, min(r.start + r.size, start + text.size) - max(r.start, start)) for r in known)
         if 0 < had < text.size:
             missing = f"cut short: it has {had} of the {text.size} bytes of the kernel's text"
             return ImageError(missing, file=memory.path, address=text.address)
@@ -118,7 +120,8 @@ def refusal(image: Image, memory: Memory, text: Section, best: tuple[float, Runn
     if best is not None:
         share = f"only {best[0]:.0%} of the text's bytes are those of the image"
         return ImageError(f"not the memory of this kernel: {share}", file=memory.path, address=text.address)
-    if all(_zero(memory, region) for region in (memory.physical or memory.virtual)):
+    regions = memory.physical or memory.virtual
+    if regions and all(_zero(memory, region) for region in regions):
         return ImageError("nothing but zeros", file=memory.path)
     said = "its banner is, its text is not" if ours else f"{text.address:#x}, {text.size} bytes; no banner either"
     return ImageError(f"the kernel's text is not in it ({said})", file=memory.path)
@@ -175,9 +178,9 @@ def _misplaced(image: Image, memory: Memory, text: Section) -> int:
 def _pieces(image: Image, text: Section) -> Iterator[int]:
     """Addresses of a few pieces of the text that are no padding."""
     found = 0
-    for address in range(text.address, text.end - _PIECE, max(PAGE, text.size // (4 * _TRIED))):
-        code = image.read(address, _PIECE)
-        if len(set(code)) > _PIECE // 3:
+    # An odd step: pieces begin anywhere in their functions, some where the kernel patches nothing.
+    for address in range(text.address, text.end - _PIECE, max(PAGE // 64, text.size // (4 * _TRIED)) | 1):
+        if len(set(image.read(address, _PIECE))) >= _LEAST_VALUES:
             yield address
             found += 1
             if found == _TRIED:
