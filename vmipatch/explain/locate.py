@@ -16,7 +16,7 @@ from vmipatch.explain.refusal import (
     LEAST_AGREEMENT,
     MOST_BANNERS,
     agreement,
-    banner_offset,
+    banners,
     check_build,
     physical,
     refusal,
@@ -79,11 +79,10 @@ def _candidates(image: Image, memory: Memory, text: Section) -> Iterator[tuple[i
         yield 0, None, "at its linked address"
     if memory.physical and place is not None and memory.has(memory.physical, place, text.size):
         yield 0, 0, "at its linked physical address"
-    offset = banner_offset(image)
-    if offset is not None and image.banner is not None:
+    for banner, offset in banners(image).items():
         linked = image.address_of(offset)
         loaded = physical(image, linked)
-        for hit in memory.find(image.banner.encode(), MOST_BANNERS):
+        for hit in memory.find(banner.encode(), MOST_BANNERS):
             virtual = memory.addresses_of(memory.virtual, hit)
             if virtual is not None and not (virtual - linked) % PAGE and not (memory.raw and virtual < 1 << 31):
                 yield (virtual - linked) & mask, None, "by its banner"

@@ -6,7 +6,7 @@ Imports image, errors and its sisters in ``explain/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vmipatch.errors import AddressError, ImageError
 from vmipatch.explain.memory import PAGE, Memory, Region
@@ -57,15 +57,15 @@ def physical(image: Image, address: int) -> int | None:
         return None
 
 
-def banner_offset(image: Image) -> int | None:
-    """The offset of the banner in the image's data."""
-    if image.banner is None:
-        return None
-    wanted = image.banner.encode()
+def banners(image: Image) -> dict[str, int]:
+    """The banners in the image's read-only data, with their offsets.
+
+    There may be two: from 6.1 on the kernel is linked with one that lacks the build's number as well (init/version.c).
+    """
     rodata = image.section(".rodata")
     start, stop = (rodata.offset, rodata.offset + rodata.file_size) if rodata else (0, len(image.data))
-    at = bytes(image.data[start:stop]).find(wanted)
-    return start + at if at >= 0 else None
+    found = {m[0].decode("ascii").rstrip(): start + m.start() for m in _BANNER.finditer(bytes(image.data[start:stop]))}
+    return dict(list(found.items())[:MOST_BANNERS])
 
 
 def check_build(image: Image, running: Running) -> None:
@@ -80,12 +80,12 @@ def check_build(image: Image, running: Running) -> None:
                 f"memory of another build: its build id is {theirs.hex()}, the image's {ours.hex()}",
                 file=running.memory.path,
             )
-    offset = banner_offset(image)
-    if offset is not None and image.banner is not None:
-        address = image.address_of(offset)
-        match = _BANNER.match(running.read(address, len(image.banner)) or b"")
-        if match and match[0] != image.banner.encode():
-            raise ImageError(_other(match[0].decode("ascii"), image.banner), file=running.memory.path)
+    own = banners(image)
+    for text, offset in own.items():
+        match = _BANNER.match(running.read(image.address_of(offset), len(text)) or b"")
+        theirs_too = match[0].decode("ascii").rstrip() if match else text
+        if theirs_too not in own:
+            raise ImageError(_other(theirs_too, own), file=running.memory.path)
 
 
 def _build_id(notes: bytes) -> bytes:
@@ -101,9 +101,10 @@ def refusal(image: Image, memory: Memory, text: Section, best: tuple[float, Runn
         found = running.read(text.address, text.size)
         if found is not None and not any(found):
             return ImageError("the kernel's text is all zeros in it", file=memory.path, address=text.address)
-    ours, other = _banners(image, memory)
+    own = banners(image)
+    ours, other = _banners_in(memory, own)
     if other is not None:
-        return ImageError(_other(other, image.banner or ""), file=memory.path)
+        return ImageError(_other(other, own), file=memory.path)
     if memory.missing and best is None:
         return ImageError(f"cut short: its headers name {memory.missing} bytes more than it has", file=memory.path)
     for known, start in ((memory.virtual, text.address), (memory.physical, physical(image, text.address))):
@@ -132,30 +133,36 @@ def _zero(memory: Memory, region: Region) -> bool:
     return not any(any(memory.at(offset, 64)) for offset in probes)
 
 
-def _other(theirs: str, ours: str) -> str:
-    """What to say of two banners; of those of one release what is different in them."""
+def _other(theirs: str, own: Iterable[str]) -> str:
+    """What to say of another banner; of one of the same release what is different in it."""
+
+    def alike(text: str) -> int:
+        pairs = enumerate(zip(theirs, text, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(text)))
+
+    ours = max(own, key=alike, default="")
     release = theirs.split(" ")[2:3]
     if release != ours.split(" ")[2:3]:
         return f"memory of another kernel: its banner is {theirs[:_SHOWN]!r}, the image's {ours[:_SHOWN]!r}"
-    same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    word = theirs.rfind(" ", 0, same) + 1
+    word = theirs.rfind(" ", 0, alike(ours)) + 1
     what = f"its banner says {theirs[word:][:_SHOWN]!r} where the image's says {ours[word:][:_SHOWN]!r}"
-    return f"memory of another build of {release[0] if release else 'this kernel'}: {what}"
+    return f"memory of another build of {''.join(release)}: {what}"
 
 
-def _banners(image: Image, memory: Memory) -> tuple[bool, str | None]:
-    """Whether the dump has the image's banner, and the first other one."""
-    ours = (image.banner or "").encode()
+def _banners_in(memory: Memory, own: Iterable[str]) -> tuple[bool, str | None]:
+    """Whether the dump has one of the image's banners, and the first other one."""
+    ours = [text.encode() for text in own]
     seen = False
     other = None
     for hit in memory.find(b"Linux version ", MOST_BANNERS):
         match = _BANNER.match(memory.at(hit, 1100))
         if match is None:
             continue
-        if ours and match[0].startswith(ours):
+        # A copy may be cut short, or go on.
+        if any(match[0].startswith(text) or text.startswith(match[0]) for text in ours):
             seen = True
-        elif other is None and not ours.startswith(match[0]):
-            other = match[0].decode("ascii")
+        elif other is None:
+            other = match[0].decode("ascii").rstrip()
     return seen, other
 
 
