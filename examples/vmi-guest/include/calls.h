@@ -1,0 +1,179 @@
+/* VMI call numbers: the 13.0 list for the RFC form, the 3.0 list for the others. */
+#ifndef CALLS_H
+#define CALLS_H
+
+#ifdef FORM_RFC_V1
+
+#define VMI_CPUID 5
+#define VMI_WRMSR 6
+#define VMI_RDMSR 7
+#define VMI_SetGDT 8
+#define VMI_SetLDT 9
+#define VMI_SetIDT 10
+#define VMI_SetTR 11
+#define VMI_GetGDT 12
+#define VMI_GetLDT 13
+#define VMI_GetIDT 14
+#define VMI_GetTR 15
+#define VMI_WriteGDTEntry 16
+#define VMI_WriteLDTEntry 17
+#define VMI_WriteIDTEntry 18
+#define VMI_UpdateKernelStack 19
+#define VMI_SetCR0 20
+#define VMI_SetCR2 21
+#define VMI_SetCR3 22
+#define VMI_SetCR4 23
+#define VMI_GetCR0 24
+#define VMI_GetCR2 25
+#define VMI_GetCR3 26
+#define VMI_GetCR4 27
+#define VMI_INVD 28
+#define VMI_WBINVD 29
+#define VMI_SetDR 30
+#define VMI_GetDR 31
+#define VMI_RDTSC 33
+#define VMI_CLTS 34
+#define VMI_EnableInterrupts 35
+#define VMI_DisableInterrupts 36
+#define VMI_GetInterruptMask 37
+#define VMI_SetInterruptMask 38
+#define VMI_IRET 39
+#define VMI_SYSEXIT 40
+#define VMI_Pause 41
+#define VMI_Halt 42
+#define VMI_Reboot 43
+#define VMI_Shutdown 44
+#define VMI_SetPxE 45
+#define VMI_GetPxE 46
+#define VMI_SwapPxE 47
+#define VMI_SetPxELong 48
+#define VMI_GetPxELong 49
+#define VMI_SwapPxELongAtomic 50
+#define VMI_TestAndSetPxEBit 51
+#define VMI_TestAndClearPxEBit 52
+#define VMI_AllocatePage 53
+#define VMI_ReleasePage 54
+#define VMI_InvalPage 55
+#define VMI_FlushTLB 56
+#define VMI_FlushDeferredCalls 57
+#define VMI_SetLinearMapping 58
+#define VMI_IN 59
+#define VMI_INB 60
+#define VMI_INW 61
+#define VMI_INS 62
+#define VMI_INSB 63
+#define VMI_INSW 64
+#define VMI_OUT 65
+#define VMI_OUTB 66
+#define VMI_OUTW 67
+#define VMI_OUTS 68
+#define VMI_OUTSB 69
+#define VMI_OUTSW 70
+#define VMI_SetIOPLMask 71
+#define VMI_DeactivatePxELongAtomic 72
+#define VMI_TestAndSetPxELongBit 73
+#define VMI_TestAndClearPxELongBit 74
+#define VMI_SetInitialAPState 75
+#define VMI_APICWrite 76
+#define VMI_APICRead 77
+#define VMI_IODelay 78
+#define VMI_GetCycleFrequency 79
+#define VMI_GetCycleCounter 80
+#define VMI_SetAlarm 81
+#define VMI_CancelAlarm 82
+#define VMI_GetWallclockTime 83
+#define VMI_WallclockUpdated 84
+#define VMI_CALLS 85
+
+#else
+
+#define VMI_CPUID 0
+#define VMI_WRMSR 1
+#define VMI_RDMSR 2
+#define VMI_SetGDT 3
+#define VMI_SetLDT 4
+#define VMI_SetIDT 5
+#define VMI_SetTR 6
+#define VMI_GetGDT 7
+#define VMI_GetLDT 8
+#define VMI_GetIDT 9
+#define VMI_GetTR 10
+#define VMI_WriteGDTEntry 11
+#define VMI_WriteLDTEntry 12
+#define VMI_WriteIDTEntry 13
+#define VMI_UpdateKernelStack 14
+#define VMI_SetCR0 15
+#define VMI_SetCR2 16
+#define VMI_SetCR3 17
+#define VMI_SetCR4 18
+#define VMI_GetCR0 19
+#define VMI_GetCR2 20
+#define VMI_GetCR3 21
+#define VMI_GetCR4 22
+#define VMI_WBINVD 23
+#define VMI_SetDR 24
+#define VMI_GetDR 25
+#define VMI_RDTSC 27
+#define VMI_CLTS 28
+#define VMI_EnableInterrupts 29
+#define VMI_DisableInterrupts 30
+#define VMI_GetInterruptMask 31
+#define VMI_SetInterruptMask 32
+#define VMI_IRET 33
+#define VMI_SYSEXIT 34
+#define VMI_Halt 35
+#define VMI_Reboot 36
+#define VMI_Shutdown 37
+#define VMI_SetPxE 38
+#define VMI_UpdatePxE 40
+#define VMI_AllocatePage 44
+#define VMI_ReleasePage 45
+#define VMI_InvalPage 46
+#define VMI_FlushTLB 47
+#define VMI_SetLinearMapping 48
+#define VMI_IN 49
+#define VMI_INB 50
+#define VMI_INW 51
+#define VMI_INS 52
+#define VMI_INSB 53
+#define VMI_INSW 54
+#define VMI_OUT 55
+#define VMI_OUTB 56
+#define VMI_OUTW 57
+#define VMI_OUTS 58
+#define VMI_OUTSB 59
+#define VMI_OUTSW 60
+#define VMI_SetIOPLMask 61
+#define VMI_SetInitialAPState 62
+#define VMI_APICWrite 63
+#define VMI_APICRead 64
+#define VMI_IODelay 65
+#define VMI_GetCycleFrequency 66
+#define VMI_GetCycleCounter 67
+#define VMI_SetAlarm 68
+#define VMI_CancelAlarm 69
+#define VMI_GetWallclockTime 70
+#define VMI_WallclockUpdated 71
+#define VMI_SetLazyMode 73
+#define VMI_CALLS 74
+
+#endif
+
+/* Page types and flags of AllocatePage, ReleasePage and the page table calls. */
+#define VMI_PAGE_PT 1
+#define VMI_PAGE_PD 2
+#define VMI_PAGE_CURRENT_AS 0x10
+#define VMI_PAGE_DEFER 0x20
+#define VMI_PAGE_CLONE 0x20
+#define VMI_PAGE_VA_MASK 0xFFFFF000
+
+#define VMI_FLUSH_TLB 1
+#define VMI_FLUSH_GLOBAL 2
+
+#define VMI_CYCLES_REAL 0
+#define VMI_CYCLES_AVAILABLE 1
+#define VMI_CYCLES_STOLEN 2
+#define VMI_ALARM_PERIODIC 0x100
+#define VMI_ALARM_LVTT 0x10000
+
+#endif

@@ -1,0 +1,7 @@
+/* One function a subject. */
+#ifndef CHECKS_H
+#define CHECKS_H
+
+#include "kernel.h"
+
+#endif

@@ -1,0 +1,86 @@
+/* System calls: EAX the number, EBX, ECX and EDX the arguments; EAX comes back. */
+#include "syscalls.h"
+#include "task.h"
+
+#define CALL_LIMIT 64
+
+static u32 write_console(const char *from, u32 length)
+{
+    char text[CALL_LIMIT];
+    if (length > sizeof text || copy_from_user(text, from, length))
+        return SYS_FAULT;
+    console_write(text, length);
+    return length;
+}
+
+/* Of the caller: user code may then use ports, and so may its children. */
+static u32 set_iopl(struct registers *r, u32 level)
+{
+    struct task *task = current_task();
+    if (level > 3)
+        return SYS_INVALID;
+    r->eflags = (r->eflags & ~EFLAGS_IOPL) | level << 12;
+    task->iopl = level << 12;
+    set_iopl_mask(task->iopl);
+    return 0;
+}
+
+static u32 set_tls(u32 base)
+{
+    struct task *task = current_task();
+    task->tls = segment(base, 0xFFFFF, ACCESS_USER_DATA, 0xC);
+    u32 flags = irq_save();
+    load_tls(&task->tls);
+    restore_fl(flags);
+    return GDT_TLS * 8 + 3;
+}
+
+/* One entry in a table that all tasks with an LDT share. */
+static u32 set_ldt_entry(u32 base)
+{
+    struct task *task = current_task();
+    struct descriptor value = segment(base, 0xFFFFF, ACCESS_USER_DATA, 0xC);
+    u32 flags = irq_save();
+    write_ldt_entry(ldt, 3, value.low, value.high);
+    task->ldt_entries = 16;
+    set_ldt(ldt, task->ldt_entries);
+    restore_fl(flags);
+    return 3 * 8 + 7;
+}
+
+u32 system_call(struct registers *r)
+{
+    u32 status, number;
+    switch (r->eax) {
+    case SYS_END:
+        task_end(r->ebx & 0xFF);
+    case SYS_FORK:
+        return task_fork(r)->number;
+    case SYS_WRITE:
+        return write_console((const char *)r->ebx, r->ecx);
+    case SYS_WAIT:
+        number = task_wait(&status);
+        if (number && copy_to_user((void *)r->ebx, &status, sizeof status))
+            return SYS_FAULT;
+        return number;
+    case SYS_YIELD:
+        schedule();
+        return 0;
+    case SYS_NUMBER:
+        return current_task()->number;
+    case SYS_IOPL:
+        return set_iopl(r, r->ebx);
+    case SYS_TLS:
+        return set_tls(r->ebx);
+    case SYS_LDT:
+        return set_ldt_entry(r->ebx);
+    case SYS_TICKS:
+        return ticks;
+    case SYS_FRAMES:
+        return frames_free();
+    case SYS_FEATURES:
+        return cpu_features;
+    default:
+        return SYS_INVALID;
+    }
+}
