@@ -35,8 +35,8 @@ def rom(hypervisor: str, abi: str) -> Rom:
 
 
 def code(text: str) -> bytes:
-    """Assembled bytes."""
-    return assemble(text).code
+    """Assembled bytes; ``jmp .`` is a stop that the test sees."""
+    return assemble(text.replace("jmp .", ".byte 0xeb, 0xfe")).code
 
 
 def segment(access: int, *, base: int = 0, limit: int = 0xFFFFF, flags: int = 0xC) -> bytes:
@@ -155,7 +155,12 @@ class PagedGuest:
         return BASE + ROM + next(s.offset for s in self.rom.symbols if s.name == name)
 
     def call(self, name: str, *stack: int, **registers: int) -> Outcome:
-        """Call a stub with registers and stack arguments (the first is the one at [esp + 4])."""
+        """Call a stub with registers and stack arguments (the first is the one at [esp + 4]).
+
+        A call that the ROM answers with NOP is none.
+        """
+        if not any(s.name == name for s in self.rom.symbols):
+            return self.run("nop", **registers)
         text = "".join(f"push {word}; " for word in reversed(stack))
         raw = code(text + "mov ebp, ebp") if stack else b""
         at = BASE + CODE + len(raw)

@@ -49,6 +49,8 @@ class Base:
 
     name = ""
     own_vectors: frozenset[int] = frozenset()
+    watched_tables: frozenset[str] = frozenset(("gdt", "ldt", "idt"))
+    """Descriptor tables whose pages are guarded, so that a write without a call counts too."""
 
     def __init__(self) -> None:
         from vmipatch.rombuild import hypervisor
@@ -317,7 +319,7 @@ class Base:
         self.fault(UD)
 
     def _on_page_write(self, machine: Machine) -> bool:
-        self.traps["page table write"] += 1
+        self.traps["guarded write"] += 1
         reasons: list[int] = []
         self._guarded(lambda: reasons.append(self.paging.page_write()))
         if reasons and reasons[0] != machine.exit.LIMIT:

@@ -96,6 +96,8 @@ class Tables:
         self.stack = (0, 0)
         self.gates: list[tuple[int, int]] = [(0, 0)] * 256
         self.direct: frozenset[int] = frozenset()
+        self._frames: dict[str, frozenset[int]] = {"gdt": frozenset(), "ldt": frozenset(), "idt": frozenset()}
+        owner.paging.on_watched = self._changed
 
     def hole_pages(self) -> list[tuple[int, int]]:
         """Page number behind virtual_top, physical address: what the hole shows of the tables."""
@@ -110,6 +112,7 @@ class Tables:
         """The guest's GDT is at this linear address; raises Violation where it is not mapped."""
         entries = self._owner.guest.read(base, limit + 1 & ~7, "GDT")
         self.gdt = (base, limit)
+        self._watch("gdt", base, limit)
         self.put_gdt(0, struct.unpack(f"<{len(entries) // 4}I", entries))
         self._cpu.set("gdtr_base", self._linear(layout.GDT))
         self._cpu.set("gdtr_limit", limit)
@@ -152,12 +155,39 @@ class Tables:
         """The LDT is ``limit`` + 1 bytes at ``base``; a limit of 0: there is none."""
         limit = min(limit, layout.TABLE_PAGES * PAGE - 1)
         self.ldt = (selector, base, limit)
+        self._watch("ldt", base, limit)
         if limit:
             entries = self._owner.guest.read(base, limit + 1 & ~7, "LDT")
             self.put_ldt(0, struct.unpack(f"<{len(entries) // 4}I", entries))
             self._cpu.set_segment("ldtr", selector, self._linear(layout.LDT), limit, 0x82)
         else:
             self._cpu.set_segment("ldtr", 0, 0, 0, 0)
+
+    def _watch(self, name: str, base: int, limit: int) -> None:
+        """Follow what the guest writes to its table without a call, where the hypervisor does so."""
+        old = self._frames[name]
+        new: frozenset[int] = frozenset()
+        if limit and name in self._owner.watched_tables:
+            pages = range(base & ~0xFFF, base + limit + 1, PAGE)
+            new = frozenset(self._cpu.translate(page & 0xFFFF_FFFF) // PAGE for page in pages)
+        if new != old:
+            self._frames[name] = new
+            others = frozenset().union(*(frames for key, frames in self._frames.items() if key != name))
+            self._owner.paging.watch(old - others, new)
+
+    def _changed(self, frame: int) -> None:
+        """A page with a table in it was written to: the copies follow."""
+        read = self._owner.guest.read
+        for name, table, put in (("gdt", self.gdt, self.put_gdt), ("ldt", self.ldt[1:], self.put_ldt)):
+            if frame in self._frames[name]:
+                entries = read(table[0], table[1] + 1 & ~7, name)
+                put(0, struct.unpack(f"<{len(entries) // 4}I", entries))
+        if frame in self._frames["idt"]:
+            base, limit = self.idt
+            for vector in range(min(256, (limit + 1) // 8)):
+                gate = struct.unpack("<II", read(base + 8 * vector, 8, "IDT"))
+                if gate != self.gates[vector]:
+                    self.put_gate(vector, *gate)
 
     def written(self, table: int, index: int) -> None:
         """The guest's entry ``index`` of the table at linear ``table`` was written: the copy follows."""
@@ -190,6 +220,7 @@ class Tables:
         count = min(256, (limit + 1) // 8)
         words = struct.unpack(f"<{2 * count}I", self._owner.guest.read(base, 8 * count, "IDT")) if count else ()
         self.idt = (base, limit)
+        self._watch("idt", base, limit)
         for vector in range(256):
             low, high = (words[2 * vector], words[2 * vector + 1]) if vector < count else (0, 0)
             self.put_gate(vector, low, high)
@@ -255,10 +286,12 @@ class Tables:
             self.stack,
             tuple(self.gates),
             self.direct,
+            dict(self._frames),
         )
 
     def restore(self, saved: Any) -> None:
         """Bring back what :meth:`save` returned."""
         self.gdt, self.idt, self.ldt, self.task, self.task_base, self._task_limit = saved[:6]
-        self.stack, gates, self.direct = saved[6:]
+        self.stack, gates, self.direct, frames = saved[6:]
+        self._frames = dict(frames)
         self.gates = list(gates)

@@ -12,7 +12,7 @@ says so.  Accessed and dirty bits of directory entries stay in the copy.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,9 @@ class Paging:
         self._pinned: set[int] = set()
         self._directories: dict[tuple[int, bool], Directory] = {}
         self._roots: dict[int, Root] = {}  # in order of last use
+        self._watched: set[int] = set()
+        self.on_watched: Callable[[int], None] | None = None
+        """Told of every change in a watched page, by its frame number."""
 
     # --- the switch -----------------------------------------------------------------
 
@@ -242,7 +245,9 @@ class Paging:
                 self._check_entry(entry, "page table")
 
     def _in_use(self, frame: int) -> bool:
-        return frame in self._tables or (frame, False) in self._directories or (frame, True) in self._directories
+        if frame in self._tables or frame in self._watched:
+            return True
+        return (frame, False) in self._directories or (frame, True) in self._directories
 
     def _hook(self, frame: int, hooked: bool) -> None:
         backing = self._memory.backing_of(frame << 12)
@@ -271,6 +276,14 @@ class Paging:
         for key, root in list(self._roots.items()):
             if key != self.current and (key >> 12 == frame or any(d and d[0] == frame for d in root.directories)):
                 self._forget(key)
+
+    def watch(self, old: Iterable[int], new: Iterable[int]) -> None:
+        """Other pages than page tables whose changes somebody follows: descriptor tables."""
+        before = set(self._watched)
+        self._watched.difference_update(old)
+        self._watched.update(new)
+        for frame in before ^ self._watched:
+            self._hook(frame, self._in_use(frame))
 
     def invalidate(self, linear: int) -> None:
         """INVLPG."""
@@ -345,6 +358,8 @@ class Paging:
                 raise
             # Memory that was a page table once and is something else now, without ReleasePage.
             self.abandon(frame)
+        if frame in self._watched and self.on_watched is not None:
+            self.on_watched(frame)
 
     def _judge(self, frame: int, after: bytes, backing: int) -> None:
         size = self._size
@@ -396,12 +411,14 @@ class Paging:
             {key: (d.copy, tuple(d.entries), d.users) for key, d in self._directories.items()},
             dict(self._roots),
             tuple(self._host.free),
+            set(self._watched),
         )
 
     def restore(self, saved: Any) -> None:
         """Bring back what :meth:`save` returned; hooks follow."""
         before = self._guarded()
-        self.pae, self.current, self._hole_table, tables, pinned, directories, roots, free = saved
+        self.pae, self.current, self._hole_table, tables, pinned, directories, roots, free = saved[:8]
+        self._watched = set(saved[8])
         self._tables, self._pinned, self._roots = dict(tables), set(pinned), dict(roots)
         for key, (copy, entries, users) in directories.items():
             had = self._directories.get(key)
@@ -416,4 +433,4 @@ class Paging:
                 self._hook(frame, frame in after)
 
     def _guarded(self) -> set[int]:
-        return {*self._tables, *(key[0] for key in self._directories if key[0] >= 0)}
+        return {*self._tables, *self._watched, *(key[0] for key in self._directories if key[0] >= 0)}

@@ -54,6 +54,7 @@ class Personality(Base):
 
     name = "xen"
     own_vectors = frozenset((0x82,))
+    watched_tables = frozenset(("gdt", "ldt"))  # of the IDT only the trap table counts
 
     def __init__(self) -> None:
         super().__init__()
