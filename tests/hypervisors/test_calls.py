@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
-
 from pagedguest import BASE, DATA, DEPRIVILEGED, GDT, IDT, LDT, STACK_TOP, TSS, PagedGuest, gate, segment
+
 from vmipatch.emu.hypervisors.calls import CALLS
 from vmipatch.rombuild import abi as abis
 from vmipatch.rombuild import hypervisor as hypervisors

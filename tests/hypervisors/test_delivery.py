@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 
 import pytest
-
 from pagedguest import (
     BASE,
     CODE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 
 import pytest
-
 from pagedguest import BASE, CODE, DATA, DEPRIVILEGED, DIRECTORY, PDPT, STACK_TOP, TABLES, PagedGuest
 
 ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)

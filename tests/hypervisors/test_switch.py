@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from pagedguest import BASE, CODE, DATA, DEPRIVILEGED, GDT, KERNEL_DS, ROM, STACK_TOP, PagedGuest
+
 from vmipatch.emu.hypervisors import create
 from vmipatch.emu.machine.machine import Machine
 
