@@ -80,6 +80,7 @@ NATIVE_READ(native_read_cr0, "movl %%cr0, %0")
 NATIVE_READ(native_read_cr2, "movl %%cr2, %0")
 NATIVE_READ(native_read_cr3, "movl %%cr3, %0")
 NATIVE_READ(native_read_cr4, "movl %%cr4, %0")
+NATIVE_READ(native_read_cr4_safe, "movl %%cr4, %0")
 NATIVE_READ(native_store_tr, "str %0")
 NATIVE_WRITE(native_write_cr0, u32, "movl %0, %%cr0")
 NATIVE_WRITE(native_write_cr2, u32, "movl %0, %%cr2")
@@ -284,7 +285,7 @@ struct pv_cpu_ops pv_cpu_ops = {
     .clts = native_clts,
     .read_cr0 = native_read_cr0,
     .write_cr0 = native_write_cr0,
-    .read_cr4_safe = native_read_cr4,
+    .read_cr4_safe = native_read_cr4_safe,
     .read_cr4 = native_read_cr4,
     .write_cr4 = native_write_cr4,
     .load_tr_desc = native_load_tr_desc,

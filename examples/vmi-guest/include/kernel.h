@@ -40,12 +40,11 @@ static inline bool from_user(const struct registers *r)
 void traps_early(void);
 void traps_init(void);
 bool fix_up(struct registers *r);
-void breakpoint_expect(u32 address);
 struct last_fault {
     u32 count, vector, error, address;
 };
 extern struct last_fault last_fault;
-extern volatile u32 debug_traps, debug_status;
+extern volatile u32 debug_traps, debug_status, debug_address;
 
 /* Accesses that may fault: 0, or 1 after a fault that the exception table fixed up. */
 u32 try_read(const void *address, u32 *value);
@@ -93,7 +92,7 @@ void apic_init(void);
 /* syscall.c */
 u32 system_call(struct registers *r);
 
-/* backend: `vmi_probe` before paging is the kernel's own, `vmi_activate` with interrupts off. */
+/* backend: finds the ROM, starts it and patches, on the boot page tables; and the second pass over all sites. */
 void vmi_setup(void);
 void vmi_patch_all(void);
 const char *vmi_description(void);

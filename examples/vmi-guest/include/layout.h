@@ -47,6 +47,7 @@
 
 #define KERNEL_STACK 8192
 
+#define EFLAGS_TF 0x100
 #define EFLAGS_IF 0x200
 #define EFLAGS_IOPL 0x3000
 

@@ -211,6 +211,9 @@ static inline void startup_ipi_hook(u32 id, u32 eip, u32 esp)
     PV_CALL(pv_apic_ops.startup_ipi_hook, id, eip, esp);
 }
 
+/* Not an operation with a slot: whoever maps page tables elsewhere calls it. Does nothing without a ROM. */
+void set_linear_mapping(u32 slot, u32 address, u32 pages, u32 frame);
+
 /* Page tables. Values pass through the identity slots, which patching turns into nothing. */
 
 static inline u32 get_entry(u32 *entry)

@@ -39,7 +39,7 @@ extern volatile bool need_schedule;
 
 void tasks_init(void);
 void schedule(void);
-void user_start_init(void);
+void user_program(void);
 struct task *task_of_kernel(void (*function)(void));
 struct task *task_fork(struct registers *r);
 struct task *task_of_user(u32 entry, u32 stack);

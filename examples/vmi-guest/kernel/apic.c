@@ -14,8 +14,9 @@ void apic_init(void)
     flush_tlb_single(APIC_LINEAR);
 #endif
     apic_write(APIC_TPR, 0);
+    /* Enabled first: while it is not, its entries stay masked. */
+    apic_write(APIC_SPIV, 0x100 | VECTOR_SPURIOUS);
     apic_write(APIC_LVTT, 0x10000);
     apic_write(APIC_LVT0, 0x700);       /* external interrupts: the 8259A's */
     apic_write(APIC_LVT1, 0x400);       /* NMI */
-    apic_write(APIC_SPIV, 0x100 | VECTOR_SPURIOUS);
 }

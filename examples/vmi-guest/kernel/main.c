@@ -21,9 +21,9 @@ void kernel_main(void)
     checks_before_init();
 
     vmi_setup();
-    printf("vmi-guest: backend %s, ring %u\n", vmi_description(), kernel_rpl);
-
     cpu_identify();
+    printf("vmi-guest: backend %s, ring %u, features %x\n", vmi_description(), kernel_rpl, cpu_features);
+
     frames_init();
     kernel_map_init();
     tasks_init();
@@ -35,7 +35,7 @@ void kernel_main(void)
     vmi_patch_all();
 
     checks_of_kernel();
-    user_start_init();
+    user_program();
 
     printf("vmi-guest: done\n");
     power_off();

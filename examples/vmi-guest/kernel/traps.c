@@ -15,7 +15,7 @@ struct fix_up {
 extern const struct fix_up __ex_table_start[], __ex_table_end[];
 
 struct last_fault last_fault;
-volatile u32 debug_traps, debug_status;
+volatile u32 debug_traps, debug_status, debug_address;
 
 #define INTERRUPT_GATE 0x8E
 #define TRAP_GATE 0x8F
@@ -105,9 +105,12 @@ void exception_from(struct registers *r)
         return;
     }
     if (r->vector == 1) {
-        debug_status = get_debugreg(6);
+        debug_status = get_debugreg(6) & 0x400F;
+        debug_address = r->eip;
         debug_traps++;
+        set_debugreg(6, 0);
         set_debugreg(7, 0);
+        r->eflags &= ~EFLAGS_TF;
         return;
     }
     if (from_user(r)) {

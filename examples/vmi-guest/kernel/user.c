@@ -3,10 +3,10 @@
 
 void user_entry(void);
 
-void user_start_init(void)
+void user_program(void)
 {
     u32 status = 1;
     task_of_user((u32)user_entry, USER_STACK_TOP - 16);
     task_wait(&status);
-    EXPECT("ring 3", "the status", status, 0);
+    EXPECT("ring 3", "the status of the program", status, 0);
 }
