@@ -16,6 +16,7 @@ from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import open_image
 from vmipatch.patch import Native, Plan, plan
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.rules import eras
 
 FEATURE, ABSENT = 26, 27
 
@@ -54,7 +55,9 @@ ERAS = [
     ("2.6.18", "abs32-u8", 7, GENERIC),
     ("2.6.21", "abs32-u8", 7, GENERIC),
     ("2.6.32.9", "abs32-u8", 9, GENERIC),
-    ("3.2.1", "abs32-u16", 10, GENERIC),
+    ("2.6.37.6", "abs32-u16", 9, GENERIC),
+    ("3.0.8", "abs32-u16", 10, GENERIC),
+    ("3.1.5", "rel12", 10, GENERIC),
     ("3.16.7", "rel12", 11, GENERIC),
     ("4.9.1", "rel13", 19, GENERIC),
     ("5.10.13", "rel13", 20, GENERIC),
@@ -283,6 +286,25 @@ def test_native_inlining_of_2_6_32(tmp_path: Path) -> None:
     )
 
 
+def test_what_the_kernel_keeps_no_native_code_for_is_not_inlined(tmp_path: Path) -> None:
+    """DEF_NATIVE makes labels (start_pv_irq_ops_irq_disable): an image that has some shows what it can inline."""
+    kernel, places = old(7)
+    kernel.code(b"\xfa", "start_pv_irq_ops_irq_disable")
+    kernel.code(b"\x9c\x58", "start_pv_irq_ops_save_fl")
+    found = {name: after(tmp_path, kernel, Native(cpu(9)), places[name], 2).hex() for name in places}
+    assert (found["irq_disable"], found["save_fl"]) == ("fa90", "9c58")
+    assert found["restore_fl"][:2] == found["irq_enable"][:2] == "e8"
+
+
+def test_4_15_calls_flush_tlb_single_and_4_14_inlines_it() -> None:
+    """arch/x86/kernel/paravirt_patch_64.c: the INVLPG of 4.14 is gone in 4.15."""
+    inline = {e.since: e.section("paravirt")["inline64"] for e in eras() if (4, 1) <= e.since <= (4, 15)}
+    assert [(since, code["pv_mmu_ops.flush_tlb_single"]) for since, code in sorted(inline.items())] == [
+        ((4, 1), "0F013F"), ((4, 2), "0F013F"), ((4, 15), ""),
+    ]  # fmt: skip
+    assert all(code["pv_mmu_ops.write_cr3"] == "0F22DF" for code in inline.values())
+
+
 def test_2_6_32_calls_only_where_the_site_may_lose_what_a_function_may(tmp_path: Path) -> None:
     kernel, places = old(1)
     found = after(tmp_path, kernel, Native(cpu(9)), places["safe_halt"], 6)
@@ -296,7 +318,8 @@ def test_a_paravirt_site_under_an_alternative(tmp_path: Path) -> None:
     assert after(tmp_path, kernel, Native(cpu(24)), places["call"], 6).hex() == "fa" + ATOMIC[4]
 
 
-# Vendor, family, model, features, expected padding of 3 bytes in 3.16 to 5.12 (arch_init_ideal_nops).
+# Vendor, family, model, features, expected padding of 3 bytes in 4.2 to 5.12 (arch_init_ideal_nops).
+P3, P4 = 3 * 32 + 6, 3 * 32 + 7
 NOPL, K7, K8 = 3 * 32 + 20, 3 * 32 + 5, 3 * 32 + 4
 IDEAL = [
     ("GenuineIntel", 6, 0x1A, (NOPL,), "666690"), ("GenuineIntel", 6, 0x3C, (NOPL,), "0f1f00"),
@@ -315,6 +338,67 @@ def test_padding_by_cpu(
     kernel.alternatives("rel13", [(site, kernel.replacement(b"\xc3"), FEATURE, 4, 1, {})])
     target = Native(cpu(19, vendor, family, model, extra))
     assert after(tmp_path, kernel, target, site, 4).hex() == "c3" + expected
+
+
+K8_3, P6_3, GENERIC_3 = "666690", "0f1f00", "8d7600"
+# Release, bits, layout, words, vendor, family, model, features, padding of 3 bytes: find_nop_table of 2.6.23 (k8_nops
+# on 64 bits), 2.6.26 (Intel from family 6 on: p6_nops), 2.6.33; arch_init_ideal_nops of 3.0.8, 3.2.0 and 3.4.0 (Intel's
+# case falls through to the default), of 3.6 (it does not), of 4.2 (AMD after family 15: p6_nops).
+BY_RELEASE = [
+    ("2.6.23", 64, "abs64-u8", 7, "GenuineIntel", 6, 0x3C, (NOPL, P3), K8_3),
+    ("2.6.26", 64, "abs64-u8", 8, "GenuineIntel", 6, 15, (), P6_3),
+    ("2.6.26", 64, "abs64-u8", 8, "GenuineIntel", 15, 4, (), P6_3),
+    ("2.6.26", 64, "abs64-u8", 8, "AuthenticAMD", 16, 2, (), K8_3),
+    ("2.6.26", 32, "abs32-u8", 8, "GenuineIntel", 6, 8, (P3,), P6_3),
+    ("2.6.26", 32, "abs32-u8", 8, "GenuineIntel", 15, 4, (P4,), P6_3),
+    ("2.6.33", 64, "abs64-u8", 9, "GenuineIntel", 6, 15, (), K8_3),
+    ("2.6.33", 64, "abs64-u8", 9, "GenuineIntel", 6, 15, (NOPL,), P6_3),
+    ("3.0.8", 64, "abs64-u16", 10, "GenuineIntel", 6, 0x3C, (NOPL,), K8_3),
+    ("3.0.8", 32, "abs32-u16", 10, "GenuineIntel", 6, 0x1A, (NOPL,), GENERIC_3),
+    ("3.2.0", 64, "rel12", 10, "GenuineIntel", 6, 0x3C, (NOPL,), K8_3),
+    ("3.4.0", 64, "rel12", 10, "GenuineIntel", 6, 0x3C, (NOPL,), K8_3),
+    ("3.4.0", 32, "rel12", 10, "GenuineIntel", 6, 0x1A, (), GENERIC_3),
+    ("3.6.0", 64, "rel12", 10, "GenuineIntel", 6, 0x3C, (NOPL,), P6_3),
+    ("3.6.0", 32, "rel12", 10, "GenuineIntel", 6, 0x1A, (), K8_3),
+    ("3.6.0", 64, "rel12", 10, "AuthenticAMD", 0x15, 2, (), K8_3),
+    ("4.1.0", 64, "rel13", 13, "AuthenticAMD", 0x15, 2, (), K8_3),
+    ("4.2.0", 64, "rel13", 14, "AuthenticAMD", 0x15, 2, (), P6_3),
+]
+
+
+@pytest.mark.parametrize(
+    ("release", "bits", "layout", "words", "vendor", "family", "model", "extra", "expected"), BY_RELEASE
+)
+def test_padding_by_release(
+    tmp_path: Path, release: str, bits: int, layout: str, words: int, vendor: str, family: int, model: int,
+    extra: tuple[int, ...], expected: str,
+) -> None:  # fmt: skip
+    kernel = KernelMaker(bits=bits, release=release)
+    site = kernel.code(b"\x89\xc0\x89\xc0")
+    kernel.alternatives(layout, [(site, kernel.replacement(b"\xc3"), FEATURE, 4, 1, {})])
+    target = Native(cpu(words, vendor, family, model, extra))
+    assert planned(tmp_path, kernel, target).warnings == ()
+    assert after(tmp_path, kernel, target, site, 4).hex() == "c3" + expected
+
+
+# Release, layouts of alternatives and locks: 2.6.34 moves calls and has absolute locks, 2.6.35 relative ones (read from
+# both); RHEL 6 calls itself 2.6.32, moves calls, and has features of 16 bits beside absolute locks.
+@pytest.mark.parametrize(("release", "layout", "locks", "words"), [
+    ("2.6.34.7", "abs32-u8", "abs32", 9), ("2.6.35.6", "abs32-u8", "rel32", 9), ("2.6.36.1", "abs32-u16", "rel32", 9),
+    ("2.6.32", "abs32-u16", "abs32", 9),
+])  # fmt: skip
+def test_calls_are_moved_from_2_6_34_on_with_either_lock_table(
+    tmp_path: Path, release: str, layout: str, locks: str, words: int
+) -> None:
+    kernel = KernelMaker(release=release)
+    site = kernel.code(b"\x89\xc0\x89\xc0\x90")
+    lock = kernel.code(b"\xf0\xff\x00")
+    place = kernel.replacement(b"\xe8\x00\x01\x00\x00")
+    kernel.alternatives(layout, [(site, place, FEATURE, 5, 5, {})])
+    kernel.locks(locks, [lock])
+    moved = struct.pack("<i", 0x100 + place - site)
+    assert after(tmp_path, kernel, Native(cpu(words), 1), site, 5) == b"\xe8" + moved
+    assert after(tmp_path, kernel, Native(cpu(words), 1), lock, 3) == b"\x3e\xff\x00"
 
 
 def test_feature_words_without_an_identity_are_warned_about(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ALL_CLOBBERED = {32: 0x7, 64: 0x1FF}
 def plan(text: Text, sites: Iterable[Site], rules: Rules, nops: NopTable) -> Iterator[Patch]:
     """One patch a site; where the kernel leaves a site alone it still writes the same bytes."""
     how = rules.section("paravirt")
-    inline = {op: bytes.fromhex(code) for op, code in how.get(f"inline{text.image.bits}", {}).items()}
+    inline = _inline(text.image, how)
     for site in sites:
         old = text.read(site.address, site.length)
         used, reason = _replacement(text.image, site, old, how, inline)
@@ -36,6 +36,21 @@ def plan(text: Text, sites: Iterable[Site], rules: Rules, nops: NopTable) -> Ite
             )  # fmt: skip
         text.write(site.address, new)
         yield Patch(site.address, old, new, Cause("parainstructions", site.op, reason), site)
+
+
+def _inline(image: Image, how: dict[str, Any]) -> dict[str, bytes]:
+    """Native instructions by op.
+
+    Kernels up to 4.19 keep each sequence between labels (DEF_NATIVE): where the image has such labels, an op without
+    one is not inlined, whatever its release does (stable updates and vendors dropped some).
+    """
+    inline = {op: bytes.fromhex(code) for op, code in how.get(f"inline{image.bits}", {}).items() if code}
+    labels = {op: image.symbols.lookup(f"start_{op.replace('.', '_')}") for op in inline if op.startswith("pv_")}
+    if any(labels.values()):
+        for op, label in labels.items():
+            if label is None:
+                del inline[op]
+    return inline
 
 
 def _replacement(

@@ -90,9 +90,22 @@ def eras() -> tuple[Rules, ...]:
     """Every era, oldest first."""
     found = []
     for name in facts.names("kernels"):
-        spec = facts.load("kernels", name)
+        spec = _whole(name)
         found.append(Rules(name, parse_version(spec["since"]), spec))
     return tuple(sorted(found, key=lambda r: r.since))
+
+
+def _whole(name: str) -> dict[str, Any]:
+    """A spec with what it takes over from the one that it is ``like``."""
+    spec = facts.load("kernels", name)
+    return _over(_whole(spec["like"]), spec) if "like" in spec else spec
+
+
+def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Two tables as one, key by key; of anything but tables the new one holds."""
+    both = old.keys() & new.keys()
+    tables = {k: _over(old[k], new[k]) for k in both if isinstance(old[k], dict) and isinstance(new[k], dict)}
+    return {**old, **new, **tables}
 
 
 def choose(version: Version | None, tables: Iterable[TableInfo], file: str) -> tuple[Rules, list[str]]:
