@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vmipatch.emu.hypervisors import calls, decode, layout
 from vmipatch.emu.hypervisors.control import Control
 from vmipatch.emu.hypervisors.descriptors import Tables
-from vmipatch.emu.hypervisors.guest import GuestMemory
+from vmipatch.emu.hypervisors.guest import DeviceMemory, GuestMemory
 from vmipatch.emu.hypervisors.interrupts import EXCEPTION, HARD, IF, IOPL, SOFT, VM, Interrupts
 from vmipatch.emu.hypervisors.layout import HostMemory
 from vmipatch.emu.hypervisors.paging import Paging
@@ -84,6 +84,7 @@ class Base:
         self.emulator = Traps(self)
         self.alarms = Alarms(machine)
         self._state_page = self.host.page()
+        self.host.guard(self._state_page)
         self.state = StatePage(self.host, self._state_page, ())
         self.abi: Abi = _first_abi(self.spec)
         self._hooked: frozenset[int] = frozenset()
@@ -96,6 +97,8 @@ class Base:
         machine.hooks[exit_.HYPERCALL] = self._on_vmcall
         machine.hooks[exit_.PAGE_WRITE] = self._on_page_write
         machine.board.filter_interrupt = self.interrupts.board_line
+        machine.board.fw_cfg.memory = DeviceMemory(self)
+        machine.board.system.holds_a20 = lambda: self.active
         self._blank = self.save()
 
     def add_leaves(self, leaf: int, signature: tuple[int, ...]) -> None:
@@ -120,6 +123,8 @@ class Base:
         from vmipatch.rombuild import inspect
 
         cpu = self.machine.cpu
+        if not self.machine.board.system.is_a20():
+            return NOT_READY
         if self.active or cpu.get("cpl") or cpu.eflags & VM or cpu.get("cr0") & 0x8000_0001 != 0x8000_0001:
             return NOT_READY
         head = cpu.read_linear(rom, 3)
@@ -129,6 +134,9 @@ class Base:
         if vmi is None or vmi.block is None or vmi.block.abi is None:
             return NO_ROM
         if not self.speaks(vmi.block.hypervisor or "") or vmi.virtual_top != self.virtual_top:
+            return OTHER_ROM
+        # The ROM is the guest's word: its state page must be a page, its ABI one that there is.
+        if vmi.block.abi not in abis.names() or any(f.offset + f.size > layout.PAGE for f in vmi.state):
             return OTHER_ROM
         self.abi = abis.load(vmi.block.abi)
         self.state = StatePage(self.host, self._state_page, vmi.state)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PRESENT = 0x8000
 SEGMENT, CODE, EXPAND_DOWN = 0x1000, 0x800, 0x400
 GRANULAR = 0x80_0000
+ACCESSED = 0x100
 INTERRUPT_GATE, TRAP_GATE = 0xE00, 0xF00
 NO_TASK = 0x8B  # access byte of a busy 32-bit TSS
 
@@ -45,6 +46,7 @@ def confined(low: int, high: int, top: int) -> tuple[int, int]:
         return 0, 0
     if not high & 0x6000:
         high |= 0x2000
+    high |= ACCESSED  # so that the processor has nothing to write there
     base, limit = base_of(low, high), limit_of(low, high)
     if base > top:
         return low, high & ~PRESENT

@@ -14,6 +14,33 @@ if TYPE_CHECKING:
     from vmipatch.emu.hypervisors.base import Base
 
 
+class DeviceMemory:
+    """Physical memory as a device's own transfers reach it: the guest's, past the page tables' guard."""
+
+    def __init__(self, owner: Base) -> None:
+        self._owner = owner
+        self._memory = owner.machine.memory
+
+    def read(self, physical: int, length: int) -> bytes:
+        """Bytes; 0xFF where the guest has no memory."""
+        if not self._owner.active:
+            return self._memory.read(physical, length)
+        end = self._owner.machine.options.ram_bytes
+        known = max(0, min(length, end - physical))
+        return self._memory.read(physical, known) + b"\xff" * (length - known)
+
+    def write(self, physical: int, data: bytes) -> None:
+        """Store; nothing happens where the guest has no memory."""
+        if not self._owner.active:
+            self._memory.write(physical, data)
+            return
+        done = 0
+        while done < len(data):
+            size = min(len(data) - done, 4096 - (physical + done) % 4096)
+            self._owner.paging.store_physical(physical + done, data[done : done + size])
+            done += size
+
+
 class GuestMemory:
     """Linear guest memory below the hole."""
 

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from vmipatch.emu.cpu import Cpu
 
 
+# capstone 5 calls these reads, or gives their operands no size.
+WRITERS = frozenset(("cmpxchg", "cmpxchg8b", "fst", "fstp", "fist", "fistp", "fisttp"))
+SIZES = {"sgdt": 6, "sidt": 6, "sldt": 2, "str": 2, "smsw": 2, "fnstenv": 28, "fnsave": 108, "fxsave": 512}
+PUSHERS = ("push", "call", "lcall", "enter", "int")
+
+
 @cache
 def _decoder() -> Any:
     import capstone
@@ -29,15 +35,20 @@ def written(cpu: Cpu, code: bytes, hole: int) -> int | None:
     found = next(_decoder().disasm(code, 0, 1), None)
     if found is None:
         return None
+    word = found.mnemonic.split()[-1] if found.mnemonic.startswith("lock") else found.mnemonic
     for operand in found.operands:
-        if operand.type == x86.X86_OP_MEM and operand.access & capstone.CS_AC_WRITE:
+        if operand.type == x86.X86_OP_MEM and (operand.access & capstone.CS_AC_WRITE or word in WRITERS):
             memory = operand.mem
             offset = _value(cpu, found, memory.base) + _value(cpu, found, memory.index) * memory.scale + memory.disp
             segment = found.reg_name(memory.segment) if memory.segment else _segment(found, memory.base)
             at: int = cpu.get(f"{segment}_base") + (offset & 0xFFFF_FFFF) & 0xFFFF_FFFF
-            if at + operand.size > hole:
+            if word in ("bts", "btr", "btc") and found.operands[1].type == x86.X86_OP_REG:
+                # A register counts bits from the operand on, in both directions (SDM 2, BTS).
+                bits = _value(cpu, found, found.operands[1].reg)
+                at = at + 4 * ((bits - (bits >> 31 << 32)) >> 5) & 0xFFFF_FFFF
+            if at + SIZES.get(word, max(1, operand.size)) > hole:
                 return at
-    if x86.X86_REG_ESP in found.regs_write and found.mnemonic.startswith(("push", "call", "enter", "int")):
+    if word.startswith(PUSHERS):
         at = cpu.get("ss_base") + cpu.get("esp") - 4 & 0xFFFF_FFFF
         if at + 4 > hole:
             return at

@@ -57,7 +57,9 @@ class Interrupts:
         else:
             cpu.set("eflags", seen)
             while (reason := cpu.inject(vector, kind, error)) == self._machine.exit.PAGE_WRITE:
-                # The kernel's stack was a page table once.
+                # The kernel's stack was a page table once; if it is one still, what is pushed would be its entries.
+                if owner.paging.is_live(cpu.exit_physical >> 12):
+                    raise Violation("forged-page-table", "the kernel's stack is a page table", cpu.exit_address)
                 owner.paging.abandon(cpu.exit_physical >> 12)
             cpu.set("eflags", cpu.eflags & ~IOPL | IF)
             if reason == self._machine.exit.SHUTDOWN:
@@ -107,6 +109,9 @@ class Interrupts:
             raise Violation("ring-0", "IRET to ring 0", eip)
         _, high = owner.tables.descriptor(cs)
         if high & (PRESENT | SEGMENT | 0x800) != PRESENT | SEGMENT | 0x800 or cs & 3 < cpu.get("cpl"):
+            return False
+        privilege = high >> 13 & 3
+        if privilege > cs & 3 or (privilege != cs & 3 and not high & 0x400):
             return False
         if cs & 3 == 3:
             _, stack_high = owner.tables.descriptor(stack[1])

@@ -32,6 +32,12 @@ class HostMemory:
         machine.memory.map(HOST, PAGES * PAGE, self._backing)
         self.free = list(range(PAGES - 1, -1, -1))
 
+    def guard(self, physical: int) -> None:
+        """From now on a write of the guest's to any page but this one leaves the engine, should it ever reach one."""
+        for number in range(PAGES):
+            if HOST + number * PAGE != physical:
+                self._memory.hook_page((self._backing >> 12) + number, True)
+
     def page(self) -> int:
         """A zeroed page; the caller sees to it that there is one left."""
         physical = HOST + self.free.pop() * PAGE

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PRESENT, LARGE = 1, 0x80
 KERNEL_TABLE = 0x63  # present, writable, accessed, dirty; no user
+LEGACY = range(0xA0, 0x100)  # frames below 1 MiB that are video memory, ROM or what the chipset makes of them
 ROOTS = 96
 PAGE_WRITE_LIMIT = 64  # hooked pages that one instruction may write to
 
@@ -118,7 +119,7 @@ class Paging:
     def _require_ram(self, frame: int, what: str) -> None:
         if is_host(frame << 12):
             raise Violation("forged-page-table", f"{what} names a page of the hypervisor", frame << 12)
-        if not 0 <= frame < self._ram_frames:
+        if not 0 <= frame < self._ram_frames or frame in LEGACY:
             raise Violation("forged-page-table", f"{what} names a page that is no memory", frame << 12)
 
     def _build(self, wanted: tuple[tuple[int, bool] | None, ...]) -> Root:
@@ -322,6 +323,8 @@ class Paging:
         reason = self._exit.PAGE_WRITE
         while reason == self._exit.PAGE_WRITE and len(opened) < PAGE_WRITE_LIMIT:
             frame = self._cpu.exit_physical >> 12
+            if frame >= self._ram_frames:
+                self._refuse(opened)
             if not self._in_use(frame):
                 self._memory.hook_page(frame, False)
             elif frame not in opened:
@@ -336,6 +339,13 @@ class Paging:
                 self._memory.hook_page(frame, self._in_use(frame))
         return reason
 
+    def _refuse(self, opened: dict[int, bytes]) -> None:
+        """One instruction that forged an entry and went on through it: the page tables are as they were before."""
+        for frame, before in opened.items():
+            self._memory.write_backing(frame << 12, before)
+            self._memory.hook_page(frame, True)
+        raise Violation("forged-page-table", "a write through a forged page table", self._cpu.exit_address)
+
     def _settle(self, frame: int, backing: int, before: bytes) -> None:
         """Judge what a write changed; the old bytes are put back when it is a violation."""
         after = self._memory.read_backing(backing, len(before))
@@ -349,7 +359,7 @@ class Paging:
                 if directory is not None:
                     self._copy_directory(directory)
         except Violation:
-            if self._is_live(frame):
+            if self.is_live(frame):
                 self._memory.write_backing(backing, before)
                 for top in (False, True):
                     directory = self._directories.get((frame, top))
@@ -373,7 +383,7 @@ class Paging:
         if entry & PRESENT:
             self._check_entry(entry, "page table")
 
-    def _is_live(self, frame: int) -> bool:
+    def is_live(self, frame: int) -> bool:
         """Whether the current address space walks this page, or the guest said that it is a table."""
         if frame in self._pinned:
             return True

@@ -78,7 +78,7 @@ class Traps:
                 if length > 0:
                     self._owner.skip(length)
                 return True
-        elif not user:
+        if not user:
             self.check_hole(code)
         return False
 

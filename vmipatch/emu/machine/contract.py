@@ -10,6 +10,16 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
+class BusMemory(Protocol):
+    """Guest-physical memory as a device reaches it by itself."""
+
+    def read(self, physical: int, length: int, /) -> bytes:
+        """Bytes, without side effects."""
+
+    def write(self, physical: int, data: bytes, /) -> None:
+        """Store."""
+
+
 class PhysicalMemory(Protocol):
     """Guest-physical memory: one backing buffer, and a page map over it."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from vmipatch.emu.machine.bus import Bus
-from vmipatch.emu.machine.contract import PhysicalMemory
+from vmipatch.emu.machine.contract import BusMemory, PhysicalMemory
 from vmipatch.emu.machine.device import Device
 
 SIGNATURE, IDENT, RAM_SIZE, NOGRAPHIC, CPUS, BOOT_MENU, MAX_CPUS = 0x00, 0x01, 0x03, 0x04, 0x05, 0x0E, 0x0F
@@ -26,7 +26,8 @@ class FirmwareConfig(Device):
     FIELDS: ClassVar[tuple[str, ...]] = ("key", "offset", "dma_high")
 
     def __init__(self, memory: PhysicalMemory, ram_bytes: int) -> None:
-        self._memory = memory
+        self.memory: BusMemory = memory
+        """What its direct memory access reaches; a hypervisor puts its own view in front."""
         self._files: dict[str, bytes] = {}
         self.items: dict[int, bytes] = {
             SIGNATURE: b"QEMU",
@@ -103,7 +104,7 @@ class FirmwareConfig(Device):
                 self._dma(swapped)
 
     def _dma(self, request: int) -> None:
-        fields = self._memory.read(request, 16)
+        fields = self.memory.read(request, 16)
         control = int.from_bytes(fields[0:4], "big")
         length = int.from_bytes(fields[4:8], "big")
         address = int.from_bytes(fields[8:16], "big")
@@ -114,9 +115,9 @@ class FirmwareConfig(Device):
             if length > MAX_TRANSFER or address + length > 1 << 32:
                 result = DMA_ERROR
             else:
-                self._memory.write(address, self._take(length))
+                self.memory.write(address, self._take(length))
         elif control & DMA_SKIP:
             self.offset += length
         elif control & DMA_WRITE:
             result = DMA_ERROR
-        self._memory.write(request, result.to_bytes(4, "big"))
+        self.memory.write(request, result.to_bytes(4, "big"))

@@ -28,6 +28,8 @@ class SystemPorts(Device):
         self._pit = pit
         self._reset_line = reset_line
         self._set_a20 = set_a20
+        self.holds_a20: Callable[[], bool] = lambda: False
+        """Whether a hypervisor keeps the line as it is: its memory must not change places."""
         self.a20 = True
         self.reset()
 
@@ -47,7 +49,8 @@ class SystemPorts(Device):
     def drive_a20(self, enabled: bool) -> None:
         """The A20 gate, from here or from the keyboard controller: the last one wins."""
         self.a20 = enabled
-        self._set_a20(enabled)
+        if enabled or not self.holds_a20():
+            self._set_a20(enabled)
 
     def is_a20(self) -> bool:
         """Whether address line 20 is passed."""
