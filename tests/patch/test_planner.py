@@ -126,6 +126,9 @@ def test_displacements_of_replacements(
     [
         ("4.9.1", "rel13", 19, "eb{:02x}8d7600", False),
         ("6.1.50", "rel12", 24, "eb{:02x}8d7600", False),
+        ("6.4.16", "rel14", 23, "eb{:02x}8d7600", False),
+        # "x86/alternatives for 6.5" (pull request of June 2023): relocations, nops of any length, longer 64-bit nops.
+        ("6.5.2", "rel14", 23, "eb{:02x}cccccc", True),
         ("6.6.10", "rel14", 23, "eb{:02x}cccccc", True),
         ("6.12.1", "rel14", 25, "eb{:02x}cccccc", True),
     ],
@@ -379,6 +382,17 @@ def test_padding_by_release(
     target = Native(cpu(words, vendor, family, model, extra))
     assert planned(tmp_path, kernel, target).warnings == ()
     assert after(tmp_path, kernel, target, site, 4).hex() == "c3" + expected
+
+
+@pytest.mark.parametrize(("release", "expected"), [
+    # P6_NOP8 and P6_NOP3, twice; BYTES_NOP11 (asm/nops.h of 6.5).
+    ("6.4.16", "0f1f840000000000" "0f1f00"), ("6.5.2", "66662e0f1f840000000000"),
+])  # fmt: skip
+def test_longer_nops_of_64_bits(tmp_path: Path, release: str, expected: str) -> None:
+    kernel = KernelMaker(bits=64, release=release)
+    site = kernel.code(b"\x89\xc0" * 6)
+    kernel.alternatives("rel14", [(site, kernel.replacement(b"\xc3"), FEATURE, 12, 1, {})])
+    assert after(tmp_path, kernel, Native(cpu(23)), site, 12).hex() == "c3" + expected
 
 
 # Release, layouts of alternatives and locks: 2.6.34 moves calls and has absolute locks, 2.6.35 relative ones (read from
