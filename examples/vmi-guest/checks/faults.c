@@ -35,7 +35,11 @@ void check_kernel_faults(void)
     FAULTING("movl %0, %%gs", "1b", "r"(beyond));
     expect("a selector beyond the GDT", 13, beyond);
     asm volatile("movl %0, %%gs" ::"r"(0));
-    FAULTING("movl %%gs:0, %%eax", "1b", "a"(0));
-    expect("a null segment", 13, 0);
+    struct descriptor absent = segment(0, 0xFFFFF, ACCESS_USER_DATA & ~0x80, 0xC);
+    write_gdt_entry(gdt, GDT_TLS, absent.low, absent.high);
+    FAULTING("movl %0, %%gs", "1b", "r"(GDT_TLS * 8 + 3));
+    expect("a segment that is not present", 11, GDT_TLS * 8);
+    write_gdt_entry(gdt, GDT_TLS, 0, 0);
+    asm volatile("movl %0, %%gs" ::"r"(0));
     passed(name);
 }
