@@ -67,7 +67,12 @@ def test_turning_paging_off_is_no_way_out(hypervisor: str) -> None:
 @ALL
 def test_descriptors_get_ring_1_and_a_cut_limit(hypervisor: str) -> None:
     guest = started(hypervisor)
-    for index, base, limit in ((20, 0, 0xFFFFF), (21, 0x10000000, 0xFFFFF), (22, 0xFBFFF000, 0xF)):
+    for index, base, limit in (
+        (20, 0, 0xFFFFF),
+        (21, 0x10000000, 0xFFFFF),
+        (22, 0xFBFFF000, 0xF),
+        (23, 0x10000800, 0xFFFFF),
+    ):
         low, high = struct.unpack("<II", segment(0x93, base=base, limit=limit))
         assert guest.call("WriteGDTEntry", high, eax=BASE + GDT, edx=index, ecx=low).reason == "breakpoint"
         assert (guest.word(GDT + 8 * index), guest.word(GDT + 8 * index + 4)) == (low, high)
@@ -75,6 +80,11 @@ def test_descriptors_get_ring_1_and_a_cut_limit(hypervisor: str) -> None:
         end = guest.cpu.get("fs_base") + guest.cpu.get("fs_limit")
         assert 0xFC000000 <= end <= 0xFC000FFF
         assert guest.cpu.get("fs_access") >> 5 & 3 == 1
+    # A segment that begins in the hole is none at all: #NP.
+    low, high = struct.unpack("<II", segment(0x93, base=0xFD000000, limit=0xF))
+    guest.call("WriteGDTEntry", high, eax=BASE + GDT, edx=24, ecx=low)
+    guest.run("mov fs, eax", eax=0xC1, limit=20)
+    assert guest.word(STACK_TOP - 20) == 11
 
 
 @ALL
@@ -185,26 +195,46 @@ def test_time(hypervisor: str) -> None:
     assert guest.cpu.get("eax") == 0
 
 
-@ALL
-def test_alarms(hypervisor: str) -> None:
-    guest = started(hypervisor)
+def answer_irq0(guest: PagedGuest, handler: bytes) -> None:
+    """The 8259A is set up, and vector 0x20 has this handler."""
     bus = guest.machine.bus
     for port, values in ((0x20, (0x11,)), (0x21, (0x20, 4, 1, 0xFE)), (0xA0, (0x11,)), (0xA1, (0x28, 2, 1, 0xFF))):
         for value in values:
             bus.port_write(port, 1, value)
-    # inc dword ptr [0xC0050000]; mov al, 0x20; out 0x20, al; then back.
-    guest.memory.write(0x48000 + 16 * 0x20, bytes.fromhex("ff05000005c0b020e62083c408c3"[:24]) + b"\xeb\xfe")
+    guest.memory.write(0x48000 + 16 * 0x20, handler)
+
+
+@ALL
+def test_an_alarm_comes_when_it_is_due(hypervisor: str) -> None:
+    guest = started(hypervisor)
+    # rdtsc; mov ss:[0xC0050000], eax; stop
+    answer_irq0(guest, bytes.fromhex("0f31 36a3000005c0 ebfe".replace(" ", "")))
     now = guest.cpu.time_stamp()
     assert guest.call("SetAlarm", 0, 0, eax=0, edx=now + 20_000 & 0xFFFFFFFF, ecx=0).reason == "breakpoint"
     guest.call("CancelAlarm", eax=0)
     assert guest.cpu.get("eax") == 1
     guest.call("CancelAlarm", eax=0)
     assert guest.cpu.get("eax") == 0
+    assert guest.call("EnableInterrupts").reason == "breakpoint"
+    guest.run("nop; " * 20)
+    guest.call("DisableInterrupts")
     now = guest.cpu.time_stamp()
-    guest.call("SetAlarm", 5_000, 0, eax=0x100, edx=now + 20_000 & 0xFFFFFFFF, ecx=0)
+    guest.call("SetAlarm", 0, 0, eax=0, edx=now + 20_000 & 0xFFFFFFFF, ecx=now + 20_000 >> 32)
     guest.call("Halt")
-    assert guest.word(DATA) == 1
-    assert now + 20_000 <= guest.cpu.time_stamp() < now + 21_000 + 100_000
+    assert now + 20_000 <= guest.word(DATA) < now + 20_100
+
+
+@ALL
+@pytest.mark.parametrize(("flags", "times"), [(0, 1), (0x100, 10)])
+def test_an_alarm_rings_once_or_again_and_again(hypervisor: str, flags: int, times: int) -> None:
+    guest = started(hypervisor, interrupts=True)
+    iret = guest.stub("IRET") - (BASE + 0x48000 + 16 * 0x20) - 16
+    # inc dword ptr ss:[0xC0050000]; mov al, 0x20; out 0x20, al; jmp IRET
+    answer_irq0(guest, bytes.fromhex("36ff05000005c0b020e620e9") + struct.pack("<i", iret))
+    now = guest.cpu.time_stamp()
+    guest.call("SetAlarm", 1_000, 0, eax=flags, edx=now + 1_000 & 0xFFFFFFFF, ecx=now + 1_000 >> 32)
+    guest.run(b"\x49\x75\xfd", limit=200_000, ecx=5_250)  # dec ecx; jnz: 10,500 instructions
+    assert times <= guest.word(DATA) <= times + times // 10
 
 
 @pytest.mark.parametrize("hypervisor", THROUGH_THE_GATE)
@@ -234,6 +264,9 @@ def test_ports_are_the_machines(hypervisor: str) -> None:
     guest.run("cld; rep outsb dx, byte ptr [esi]", edx=0xE9, esi=BASE + DATA, ecx=11)
     assert guest.machine.board.consoles.debug == b"hypervisors"
     assert (guest.cpu.get("ecx"), guest.cpu.get("esi")) == (0, BASE + DATA + 11)
+    guest.run("std; rep outsb dx, byte ptr [esi]; cld", edx=0xE9, esi=BASE + DATA + 2, ecx=3)
+    assert guest.machine.board.consoles.debug == b"hypervisorspyh"
+    assert (guest.cpu.get("ecx"), guest.cpu.get("esi")) == (0, BASE + DATA - 1)
 
 
 @ALL

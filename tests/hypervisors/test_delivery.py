@@ -238,6 +238,28 @@ def test_sysenter_and_sysexit(hypervisor: str) -> None:
 
 
 @ALL
+def test_sysenter_turns_the_virtual_flag_off(hypervisor: str) -> None:
+    """The MSRs were set before VMI_Init: the processor's own must not lead to ring 0."""
+    guest = PagedGuest(hypervisor)
+    for msr, value in ((0x174, 0x60), (0x175, BASE + STACK_TOP - 0x100), (0x176, BASE + HANDLERS + 16 * 0x90)):
+        guest.run("wrmsr", ecx=msr, eax=value, edx=0)
+    guest.cpu.set("eflags", 0x202)
+    assert guest.init() == 0
+    handler(guest, 0x90, "mov ebx, esp; jmp .")
+    to_user(guest, "sysenter")
+    assert (guest.cpu.get("cpl"), guest.cpu.get("ebx")) == (1, BASE + STACK_TOP - 0x100)
+    assert not guest.personality.virtual_if
+    assert guest.cpu.eflags & 0x200
+
+
+@ALL
+def test_ring_3_begins_without_the_kernels_segments(hypervisor: str) -> None:
+    guest = started(hypervisor, interrupts=True)
+    to_user(guest, "mov eax, ds; mov ecx, es; mov esi, ss; jmp .")
+    assert (guest.cpu.get("eax"), guest.cpu.get("ecx"), guest.cpu.get("esi")) == (0, 0, USER_DS)
+
+
+@ALL
 def test_single_step_and_breakpoints_come_to_the_guest(hypervisor: str) -> None:
     guest = started(hypervisor, interrupts=True)
     handler(guest, 1, "inc dword ptr ss:[0xC0050000]; jmp .")

@@ -134,8 +134,10 @@ def test_snapshots_hold_the_hypervisor(hypervisor: str) -> None:
     assert not guest.personality.active
     assert guest.cpu.get("cpl") == 0
     # Interrupt vectors are the guest's own again: a fault ends in its handler, at ring 0.
+    exits = guest.machine.exits["vector"]
     guest.run("ud2", limit=20)
     assert guest.word(STACK_TOP - 16) == 6
+    assert guest.machine.exits["vector"] == exits
     guest.machine.restore(native)
     assert guest.init() == 0
     guest.machine.restore(lowered)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 PRESENT, LARGE = 1, 0x80
 KERNEL_TABLE = 0x63  # present, writable, accessed, dirty; no user
 LEGACY = range(0xA0, 0x100)  # frames below 1 MiB that are video memory, ROM or what the chipset makes of them
-ROOTS = 96
 PAGE_WRITE_LIMIT = 64  # hooked pages that one instruction may write to
 
 
@@ -90,8 +89,6 @@ class Paging:
             root = self._build(wanted)
         self._roots[key] = root
         self.current = key
-        while len(self._roots) > ROOTS:
-            self._forget(next(iter(self._roots)))
         if self.pae:
             tops = [0 if d is None else self._directories[d].copy | PRESENT for d in root.directories]
             self._host.write(root.top, struct.pack("<4Q", *tops))
