@@ -1,4 +1,4 @@
-"""What the tests of guests that break the rules share: machine-owned memory compared, and the ends of a run.
+"""What the tests of guests that break the rules share: actions, the ends of a run, machine-owned memory compared.
 
 Machine-owned memory is everything from ``HOST`` on but the state page, which the guest may write.  What the
 processor itself marks there does not count: accessed and dirty bits of directory entries, accessed bits of
@@ -7,9 +7,11 @@ descriptors.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pagedguest import PagedGuest
+from pagedguest import BASE, DATA, USER_AT, USER_CODE, USER_CS, USER_DS, USER_STACK_AT, PagedGuest, code
 
 from vmipatch.emu.hypervisors import layout
 from vmipatch.emu.machine.machine import Outcome
@@ -111,3 +113,114 @@ def describe(guest: PagedGuest, outcome: Outcome) -> str:
     top = cpu.read_linear(cpu.get("esp"), 16)
     where = f"CS:EIP {cpu.get('cs'):#x}:{cpu.get('eip'):#x}, stack {top.hex(' ', 4) if top else 'gone'}"
     return f"{outcome.reason}, {guest.personality.violation}, {where}, EAX {cpu.get('eax'):#x}"
+
+
+Action = Callable[[PagedGuest], Outcome]
+Ends = End | Mapping[str, End]
+GATE = {"vmware": None, "kvm": "vmcall", "l4ka": "int 0x30", "xen": "int 0x82", "lguest": "int 0x1f"}
+
+
+def started(hypervisor: str, *, pae: bool = False) -> PagedGuest:
+    guest = PagedGuest(hypervisor, pae=pae)
+    assert guest.init() == 0
+    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+    return guest
+
+
+def judge(hypervisor: str, action: Action | After, ends: Ends, *, pae: bool = False) -> None:
+    guest = started(hypervisor, pae=pae)
+    if isinstance(action, After):
+        assert action.setup(guest).reason == "breakpoint"
+        action = action.act
+    before = owned(guest)
+    outcome = action(guest)
+    end = ends.get(hypervisor, ends.get("", None)) if isinstance(ends, Mapping) else ends
+    assert end is not None
+    end.check(guest, outcome)
+    after = owned(guest)
+    changed = [number for number in before if after.get(number, before[number]) != before[number]]
+    assert not changed, f"machine-owned pages {changed} changed"
+    assert guest.cpu.get("cpl") != 0
+
+
+def text(*lines: str) -> Action:
+    return lambda guest: guest.run("; ".join(lines), limit=2000)
+
+
+def raw(prefix: str, data: str, suffix: str = "nop") -> Action:
+    return lambda guest: guest.run(code(prefix) + bytes.fromhex(data) + code(suffix), limit=2000)
+
+
+def call(name: str, *stack: int, **registers: int) -> Action:
+    return lambda guest: guest.call(name, *stack, **registers)
+
+
+def exit_to(guest: PagedGuest, number: int, **registers: int) -> Outcome:
+    """The hypervisor's own exit with EAX = number (VMware: the backdoor command)."""
+    name = guest.personality.name
+    if name == "vmware":
+        registers = {"ebx": 0, **registers, "eax": 0x564D5868, "ecx": number, "edx": 0x5658}
+        return guest.run("in eax, dx", limit=2000, **registers)
+    if name == "kvm":
+        return guest.run(b"\x0f\x01\xc1", limit=2000, **{**registers, "eax": number})
+    return guest.run(GATE[name] or "", limit=2000, **{**registers, "eax": number})
+
+
+def frame(guest: PagedGuest, number: int, **registers: int) -> bytes:
+    """A frame of the call gate."""
+    names = ("edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax")
+    return struct.pack("<10I", *(registers.get(name, 0) for name in names), number, BASE)
+
+
+def through_gate(number: int, **registers: int) -> Action:
+    """A call through the gate, whatever the hypervisor has published for it."""
+
+    def act(guest: PagedGuest) -> Outcome:
+        guest.memory.write(DATA, frame(guest, number, **registers) + bytes(16))
+        return exit_to(guest, 0x564D, ebx=BASE + DATA)
+
+    return act
+
+
+def with_memory(physical: int, data: bytes, action: Action) -> Action:
+    """Put bytes into guest memory first, as the guest might have long before."""
+
+    def act(guest: PagedGuest) -> Outcome:
+        guest.memory.write(physical, data)
+        return action(guest)
+
+    return act
+
+
+@dataclass(frozen=True)
+class After:
+    """A case that begins with something that is allowed; what counts is what comes behind it."""
+
+    setup: Action
+    act: Action
+
+
+def then(*actions: Action) -> Action:
+    """One after the other up to the first that does not come back."""
+
+    def act(guest: PagedGuest) -> Outcome:
+        outcome = None
+        for action in actions:
+            outcome = action(guest)
+            if outcome.reason != "breakpoint":
+                break
+        assert outcome is not None
+        return outcome
+
+    return act
+
+
+def from_user(what: str | bytes, *, flags: int = 0x202) -> Action:
+    """Run user code at ring 3."""
+
+    def act(guest: PagedGuest) -> Outcome:
+        guest.memory.write(USER_CODE, what if isinstance(what, bytes) else code(what))
+        to = f"push {USER_DS}; push {USER_STACK_AT}; push {flags}; push {USER_CS}; push {USER_AT}; "
+        return guest.run(to + f"mov eax, {guest.stub('IRET')}; jmp eax", limit=300)
+
+    return act

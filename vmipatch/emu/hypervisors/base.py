@@ -135,8 +135,11 @@ class Base:
             return NO_ROM
         if not self.speaks(vmi.block.hypervisor or "") or vmi.virtual_top != self.virtual_top:
             return OTHER_ROM
-        # The ROM is the guest's word: its state page must be a page, its ABI one that there is.
-        if vmi.block.abi not in abis.names() or any(f.offset + f.size > layout.PAGE for f in vmi.state):
+        # The ROM is the guest's word: its state page must be a page and have all fields, its ABI one that there is.
+        named = {field.name for field in vmi.state}
+        if vmi.block.abi not in abis.names() or not named.issuperset(self.spec.state):
+            return OTHER_ROM
+        if any(field.offset + field.size > layout.PAGE for field in vmi.state):
             return OTHER_ROM
         self.abi = abis.load(vmi.block.abi)
         self.state = StatePage(self.host, self._state_page, vmi.state)

@@ -67,6 +67,8 @@ def shadow_gate(low: int, high: int) -> tuple[int, int]:
     kind = high >> 8 & 0x1F
     if not high & PRESENT or kind not in (6, 7, 14, 15):
         return 0, 0
+    if not high & 0x6000:
+        high |= 0x2000  # the kernel's INT n: the caller has looked at the guest's own privilege level
     return low, high | 0x100
 
 
