@@ -43,6 +43,12 @@ def effective_simple(c: Core, p: i64) -> i64:
 
 
 @inline
+def effective_indexed(c: Core, p: i64) -> i64:
+    """:func:`effective` where the address size is 32 bits."""
+    return mask32(c.reg[c.code8[p * 4 + 6]] + (c.reg[c.code8[p * 4 + 7]] << c.code8[p * 4 + 8]) + c.code[p + 3])
+
+
+@inline
 def read(c: Core, p: i64, seg: i64, ea: i64, size: i64) -> i64:
     """Read an operand."""
     if ea + size > c.read_top[seg]:
@@ -77,23 +83,30 @@ def write(c: Core, p: i64, seg: i64, ea: i64, value: u32, size: i64) -> i64:
 
 
 @inline
-def probe_read(c: Core, seg: i64, ea: i64, size: i64) -> i64:
-    """The place of an operand to be read, if the fast path covers it; -1 with nothing done if not."""
+def misses_read(c: Core, seg: i64, ea: i64, size: i64) -> u32:
+    """Whether the fast path does not cover reading an operand; nothing is done."""
     linear: u32 = mask32(ea + c.base[seg])
     t: i64 = ((linear >> 12) & (TLB_ENTRIES - 1)) * 4 + c.user_set
     if ea + size > c.read_top[seg] or c.tlb[t] != cast(i64, mask32(linear + (size - 1)) >> 12) << 12:
-        return -1
-    return linear + c.tlb[t + 3]
+        return 1
+    return 0
 
 
 @inline
-def probe_write(c: Core, seg: i64, ea: i64, size: i64) -> i64:
-    """The place of an operand to be written, if the fast path covers it; -1 with nothing done if not."""
+def misses_write(c: Core, seg: i64, ea: i64, size: i64) -> u32:
+    """Whether the fast path does not cover writing an operand; nothing is done."""
     linear: u32 = mask32(ea + c.base[seg])
     t: i64 = ((linear >> 12) & (TLB_ENTRIES - 1)) * 4 + c.user_set
     if ea + size > c.write_top[seg] or c.tlb[t + 1] != cast(i64, mask32(linear + (size - 1)) >> 12) << 12:
-        return -1
-    return linear + c.tlb[t + 3]
+        return 1
+    return 0
+
+
+@inline
+def known_place(c: Core, seg: i64, ea: i64) -> i64:
+    """The place of an operand that the fast path covers."""
+    linear: u32 = mask32(ea + c.base[seg])
+    return linear + c.tlb[((linear >> 12) & (TLB_ENTRIES - 1)) * 4 + c.user_set + 3]
 
 
 @inline

@@ -65,6 +65,7 @@ def module() -> str:
         "cdef class Core\n"
         "ctypedef i64 (*Handler)(Core c, i64 p) noexcept nogil\n"
         f"cdef Handler HANDLERS[{len(made.names)}]\n"
+        "cdef inline p8 record_bytes(Core c) noexcept nogil:\n    return <p8> c.code\n"
     )
     text = "\n".join([header, *dict.fromkeys(imports), enum, table, "".join(code)])
     text = re.sub(r"\bcast\(", "cython.cast(", text)
@@ -80,13 +81,14 @@ class _Rename(ast.NodeTransformer):
     def __init__(self, constants: dict[str, int]) -> None:
         self.constants = constants
         self.on_objects = True
+        self.in_function = False
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         """Only functions that run without the interpreter lock get their literals as C constants."""
-        outer = self.on_objects
-        self.on_objects = not _runs_without_lock(node)
+        outer = self.on_objects, self.in_function
+        self.on_objects, self.in_function = not _runs_without_lock(node), True
         self.generic_visit(node)
-        self.on_objects = outer
+        self.on_objects, self.in_function = outer
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
@@ -109,6 +111,13 @@ class _Rename(ast.NodeTransformer):
             name = f"HEX_{node.value:X}"
             self.constants[name] = node.value
             return ast.Name(PREFIX + name, ast.Load())
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """The bytes of the records: the same memory as their words, so one pointer to load instead of two."""
+        self.generic_visit(node)
+        if node.attr == "code8" and self.in_function:
+            return ast.Call(ast.Name("record_bytes", ast.Load()), [node.value], [])
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.Name:

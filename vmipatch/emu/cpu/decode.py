@@ -171,9 +171,9 @@ def fast_handler(c: Core, leaf: i64, handler: u32, memory: u32, address16: u32, 
     """The fast handler of a leaf, where the operand allows it, else the one given."""
     fast: u32 = c.tables[leaf + 7] & 0xFFFF
     if memory:
-        if address16 or index != ZERO:
+        if address16:
             return handler
-        fast = c.tables[leaf + 7] >> 16
+        fast = c.tables[leaf + 7] >> 16 if index == ZERO else c.tables[leaf + 8]
     return fast if fast else handler
 
 

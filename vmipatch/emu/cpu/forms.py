@@ -160,8 +160,8 @@ class Leaf:
     immediate: int
     # Handler numbers: register and memory form with 32-bit operands, then with 16-bit operands; 0: #UD.
     handlers: list[int] = field(default_factory=lambda: [0] * 4)
-    # Fast versions of the first two (see _fast); 0: none.
-    simple: list[int] = field(default_factory=lambda: [0] * 2)
+    # Fast versions of the first two (see _fast), and of the second with an index; 0: none.
+    simple: list[int] = field(default_factory=lambda: [0] * 3)
 
 
 @dataclass
@@ -175,6 +175,11 @@ class Engine:
 
 def _function(name: str, lines: list[str]) -> str:
     body = "\n".join("    " + line for line in lines)
+    # A register number that is used twice is fetched once: the compiler cannot know that the store between changes
+    # no record.
+    for register in ("reg_a", "reg_b"):
+        if body.count(f"{register}(c, p)") > 1:
+            body = f"    {register}_: i64 = {register}(c, p)\n" + body.replace(f"{register}(c, p)", f"{register}_")
     return f"def {name}(c: Core, p: i64) -> i64:\n{body}\n"
 
 
@@ -208,55 +213,58 @@ def _source(operand: str, size: int) -> str:
     return "c.code[p + 4]"
 
 
-def _fast(lines: list[str], slow: str) -> list[str] | None:
-    """A handler's common case: a 32-bit address without index, in a page that the TLB has; None if it has no use.
+def _fast(lines: list[str], slow: str, address: str = "effective_simple") -> list[str] | None:
+    """A handler's common case: a 32-bit address in a page that the TLB has; None if it has no use.
 
-    Where the case is another, the slow handler starts from the beginning, in
-    tail position: so the fast one calls nothing and needs no stack frame.
+    ``address`` works out that address, without or with an index.  Where the case
+    is another, the slow handler starts from the beginning, in tail position: so
+    the fast one calls nothing and needs no stack frame.
     """
     text = "\n".join(lines)
-    otherwise = f"if h < 0:\n    return {slow}(c, p)"
+    otherwise = f":\n    return {slow}(c, p)"
     changed = text
     for pattern, replacement in (
         (
             r"v: i64 = read\(c, p, segment_of\(c, p\), effective\(c, p\), (\d)\)\nif v < 0:\n    return FAULT",
-            r"h: i64 = probe_read(c, segment_of(c, p), effective_simple(c, p), \1)\nOTHERWISE\n"
-            r"v: i64 = load\1(c.host, h)",
+            r"e: i64 = ADDRESS(c, p)\nif misses_read(c, segment_of(c, p), e, \1)OTHERWISE\n"
+            r"v: i64 = load\1(c.host, known_place(c, segment_of(c, p), e))",
         ),
         (
             r"if write\(c, p, segment_of\(c, p\), effective\(c, p\), (.*), (\d)\) < 0:\n    return FAULT",
-            r"h: i64 = probe_write(c, segment_of(c, p), effective_simple(c, p), \2)\nOTHERWISE\nstore\2(c.host, h, \1)",
+            r"e: i64 = ADDRESS(c, p)\nif misses_write(c, segment_of(c, p), e, \2)OTHERWISE\n"
+            r"store\2(c.host, known_place(c, segment_of(c, p), e), \1)",
         ),
         (
             r"h: i64 = modify\(c, p, segment_of\(c, p\), effective\(c, p\), (\d)\)\nif h < 0:\n    return FAULT",
-            r"h: i64 = probe_write(c, segment_of(c, p), effective_simple(c, p), \1)\nOTHERWISE",
+            r"e: i64 = ADDRESS(c, p)\nif misses_write(c, segment_of(c, p), e, \1)OTHERWISE\n"
+            r"h: i64 = known_place(c, segment_of(c, p), e)",
         ),
         (
             r"if push\(c, p, (.*), (\d)\) < 0:\n    return FAULT",
-            r"t: u32 = mask32(c.reg[ESP] - \2) & c.stack_mask\nh: i64 = probe_write(c, SS, t, \2)\nOTHERWISE\n"
-            r"store\2(c.host, h, \1)\nc.reg[ESP] = (c.reg[ESP] & ~c.stack_mask) | t",
+            r"e: i64 = mask32(c.reg[ESP] - \2) & c.stack_mask\nif misses_write(c, SS, e, \2)OTHERWISE\n"
+            r"store\2(c.host, known_place(c, SS, e), \1)\nc.reg[ESP] = (c.reg[ESP] & ~c.stack_mask) | mask32(e)",
         ),
         (
             r"if check_target\(c, p, mask32\(v\)\) < 0 or push\(c, p, (.*), (\d)\) < 0:\n    return FAULT",
-            r"t: u32 = mask32(c.reg[ESP] - \2) & c.stack_mask\nh: i64 = probe_write(c, SS, t, \2)\n"
-            r"if v >= c.cs_top:\n    h = -1\nOTHERWISE\n"
-            r"store\2(c.host, h, \1)\nc.reg[ESP] = (c.reg[ESP] & ~c.stack_mask) | t",
+            r"e: i64 = mask32(c.reg[ESP] - \2) & c.stack_mask\n"
+            r"if v >= c.cs_top or misses_write(c, SS, e, \2)OTHERWISE\n"
+            r"store\2(c.host, known_place(c, SS, e), \1)\nc.reg[ESP] = (c.reg[ESP] & ~c.stack_mask) | mask32(e)",
         ),
         (
             r"v: i64 = pop\(c, p, (\d)\)\nif v < 0:\n    return FAULT",
-            r"h: i64 = probe_read(c, SS, c.reg[ESP] & c.stack_mask, \1)\nOTHERWISE\n"
-            r"v: i64 = load\1(c.host, h)\ndrop(c, \1)",
+            r"e: i64 = c.reg[ESP] & c.stack_mask\nif misses_read(c, SS, e, \1)OTHERWISE\n"
+            r"v: i64 = load\1(c.host, known_place(c, SS, e))\ndrop(c, \1)",
         ),
         (
             r"v: i64 = peek\(c, p, 0, (\d)\)\nif v < 0 or check_target\(c, p, mask32\(v\)\) < 0:\n    return FAULT",
-            r"h: i64 = probe_read(c, SS, c.reg[ESP] & c.stack_mask, \1)\nOTHERWISE\n"
-            r"v: i64 = load\1(c.host, h)\nif v >= c.cs_top:\n    h = -1\nOTHERWISE",
+            r"e: i64 = c.reg[ESP] & c.stack_mask\nif misses_read(c, SS, e, \1)OTHERWISE\n"
+            r"v: i64 = load\1(c.host, known_place(c, SS, e))\nif v >= c.cs_topOTHERWISE",
         ),
     ):
         changed = re.sub(pattern, replacement, changed)
-    if changed == text or changed.count("h: i64") != 1:
+    if changed == text or changed.count("e: i64") != 1:
         return None
-    changed = changed.replace("modified(c, h)\n", "").replace("OTHERWISE", otherwise)
+    changed = changed.replace("modified(c, h)\n", "").replace("OTHERWISE", otherwise).replace("ADDRESS", address)
     for size in (1, 2, 4):
         changed = re.sub(rf"\b(load|store){size}\(", rf"\g<1>{8 * size}(", changed)
     return changed.split("\n")
@@ -609,11 +617,14 @@ def engine() -> Engine:
                 fast = _fast(lines, handlers.names[leaf.handlers[index]])
                 if fast is not None:
                     leaf.simple[int(is_memory)] = handlers.number(row, where + "f", fast)
+                    if is_memory:
+                        fast = _fast(lines, handlers.names[leaf.handlers[index]], "effective_indexed")
+                        assert fast is not None
+                        leaf.simple[2] = handlers.number(row, where + "x", fast)
         leaves.append(leaf)
     return Engine(leaves, handlers.names, handlers.sources)
 
 
-LEAF_WORDS = 8
 ONE_BYTE_MAP = 0
 TWO_BYTE_MAP = 256
 GROUPS = 512
@@ -632,8 +643,8 @@ def decoder_tables() -> list[int]:
     Two maps of 256 opcodes hold a leaf's place, 0 for #UD, or ``IS_GROUP`` and
     the place of 16 leaf places (register field, plus 8 for a register operand).
     A leaf is flags and kinds, four handlers, the exit class, whether its relative
-    jump may be linked, and the fast handlers of the 32-bit register and memory
-    form (in two halves of a word).
+    jump may be linked, the fast handlers of the 32-bit register and memory form
+    (in two halves of a word), and that of the memory form with an index.
     """
     made = engine()
     table = [0] * LEAVES
@@ -651,6 +662,7 @@ def decoder_tables() -> list[int]:
             exit_class,
             int(row.mnemonic in ("jcc", "jmp", "call")),
             leaf.simple[0] | leaf.simple[1] << 16,
+            leaf.simple[2],
         ]
         slot = (TWO_BYTE_MAP if row.two_byte else ONE_BYTE_MAP) + row.opcode
         if row.group < 0:
