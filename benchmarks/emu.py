@@ -87,9 +87,11 @@ def kernel_elf(folder: Path) -> Path | None:
     return elf
 
 
-def vmipatch_run(kernel: Path, initrd: Path, *words: str, compiled: bool = True) -> tuple[float, dict[str, Any]]:
-    """Wall seconds of a whole `vmipatch run`, and its summary."""
-    append = "console=ttyS0 nokaslr panic=-1"
+def vmipatch_run(
+    kernel: Path, initrd: Path, *words: str, extra: str = "", compiled: bool = True
+) -> tuple[float, dict[str, Any]]:
+    """Wall seconds of a whole `vmipatch run`, and its summary; ``extra`` goes to the kernel's command line."""
+    append = f"console=ttyS0 nokaslr panic=-1 {extra}".strip()
     command = [PYTHON, "-m", "vmipatch", "run", str(kernel), "--initrd", str(initrd), "--append", append]
     began = time.perf_counter()
     done = subprocess.run(
@@ -107,41 +109,46 @@ def vmipatch_run(kernel: Path, initrd: Path, *words: str, compiled: bool = True)
 
 def boots(kernel: Path, initrd: Path, runs: int) -> None:
     """The ELF entered directly, to the initramfs's line: whole processes, ours and QEMU's in turn."""
+    print(f"\n{f'Debian {KERNEL}, ELF entered directly':<44} {'median':>11}")
+    boot("boot to init's line", "", "≤ 5x, aim at 1x", kernel, initrd, runs)
+    # Four in five instructions of that boot are the kernel testing its own Diffie-Hellman and RSA.
+    boot("the same without the kernel's crypto tests", "cryptomgr.notests", "", kernel, initrd, runs)
+    _, summary = vmipatch_run(kernel, initrd, "--max-instructions", str(UNCOMPILED_BOOT), compiled=False)
+    mips = summary["instructions"] / summary["seconds"] / 1e6
+    print(f"{f'  the first {UNCOMPILED_BOOT:,}, uncompiled':<44} {mips:>8.2f} MIPS", flush=True)
+
+
+def boot(name: str, extra: str, bar: str, kernel: Path, initrd: Path, runs: int) -> None:
+    """Two rows: wall seconds beside QEMU's, and instructions a second."""
     from tests.real.initramfs import REACHED
 
     ours, theirs, summaries = [], [], []
     for _ in range(max(1, runs // 2)):
-        seconds, summary = vmipatch_run(kernel, initrd, "--until", REACHED)
+        seconds, summary = vmipatch_run(kernel, initrd, "--until", REACHED, extra=extra)
         ours.append(seconds)
         summaries.append(summary)
         if shutil.which("qemu-system-i386") is not None:
-            theirs.append(qemu_boot(kernel, initrd))
+            theirs.append(qemu_boot(kernel, initrd, extra))
     counts = {summary["instructions"] for summary in summaries}
     if len(counts) != 1:
         raise SystemExit(f"boots of one kernel took different numbers of instructions: {sorted(counts)}")
     instructions = counts.pop()
     mips = statistics.median(instructions / summary["seconds"] / 1e6 for summary in summaries)
-    print(f"\n{f'Debian {KERNEL}, ELF entered directly':<44} {'median':>11}")
-    name = "boot to init's line"
+    against = "QEMU is not here"
     if theirs:
         ratio = statistics.median(ours) / statistics.median(theirs)
         against = f"{ratio:.1f}x QEMU TCG ({statistics.median(theirs):.2f} s)"
-    else:
-        against = "QEMU is not here"
-    print(f"{name:<44} {statistics.median(ours):>8.2f} s {'':12}  ≤ 5x, aim at 1x      {against}")
+    print(f"{name:<44} {statistics.median(ours):>8.2f} s {'':12}  {bar:<18}  {against}")
     print(f"{f'  {instructions:,} instructions':<44} {mips:>8.0f} MIPS{'':10}  ≥ 100 MIPS", flush=True)
-    _, summary = vmipatch_run(kernel, initrd, "--max-instructions", str(UNCOMPILED_BOOT), compiled=False)
-    mips = summary["instructions"] / summary["seconds"] / 1e6
-    print(f"{f'  the first {UNCOMPILED_BOOT:,} uncompiled':<44} {mips:>8.2f} MIPS", flush=True)
 
 
-def qemu_boot(kernel: Path, initrd: Path) -> float:
+def qemu_boot(kernel: Path, initrd: Path, extra: str) -> float:
     """Wall seconds of QEMU, from its start to the line."""
     from tests.real import qemu
     from tests.real.initramfs import REACHED
 
     began = time.perf_counter()
-    with qemu.boot(qemu.Machine(kernel, initrd, 32, SAME_CPU)) as guest:
+    with qemu.boot(qemu.Machine(kernel, initrd, 32, SAME_CPU, append=extra)) as guest:
         guest.wait_for(REACHED)
         return time.perf_counter() - began
 

@@ -19,6 +19,7 @@ from vmipatch.emu.machine.machine import Machine
 
 LIMIT = 100_000_000_000
 PAGES = 20
+TEXT, DUMPED, PAGE_OFFSET = 0x1000000, 32 << 20, 0xC0000000  # where Debian's i386 kernels are
 
 
 def run(rom: bytes) -> dict[str, object]:
@@ -49,6 +50,17 @@ def restore(image: bytes) -> dict[str, object]:
     return {"seconds": statistics.median(times)}
 
 
+def dump(path: Path) -> dict[str, object]:
+    """A kernel that runs (its console has spoken of init, which is not there), and its memory from its text on."""
+    machine = Machine(BoardOptions(ram_bytes=256 << 20))
+    options = BootOptions(append="console=ttyS0 nokaslr cryptomgr.notests")
+    boot.boot(machine, path.read_bytes(), options, str(path))
+    machine.run(limit=5_000_000_000, until="Kernel panic")
+    file = path.with_suffix(".memory")
+    file.write_bytes(machine.memory.read(TEXT, DUMPED))
+    return {"file": str(file), "base": PAGE_OFFSET + TEXT}
+
+
 if __name__ == "__main__":
-    what, path = sys.argv[1:]
-    print(json.dumps({"run": run, "restore": restore}[what](Path(path).read_bytes())))
+    what, path = sys.argv[1], Path(sys.argv[2])
+    print(json.dumps(dump(path) if what == "dump" else {"run": run, "restore": restore}[what](path.read_bytes())))

@@ -64,10 +64,15 @@ def emulate(what: str, data: bytes, *, compiled: bool = True) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".rom") as file:
         file.write(data)
         file.flush()
-        command = [PYTHON, str(ROOT / "benchmarks" / "emulate.py"), what, file.name]
-        done = subprocess.run(
-            command, env=environment(compiled=compiled), capture_output=True, text=True, check=False, timeout=LIMIT
-        )
+        return emulate_file(what, Path(file.name), compiled=compiled)
+
+
+def emulate_file(what: str, path: Path, *, compiled: bool = True) -> dict[str, Any]:
+    """The same of a file. Raises Failed."""
+    command = [PYTHON, str(ROOT / "benchmarks" / "emulate.py"), what, str(path)]
+    done = subprocess.run(
+        command, env=environment(compiled=compiled), capture_output=True, text=True, check=False, timeout=LIMIT
+    )
     if done.returncode:
         raise Failed(done.stderr[-500:])
     answer: dict[str, Any] = json.loads(done.stdout)

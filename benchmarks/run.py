@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import emu
+import emulators
 
 PYTHON = sys.executable
 
@@ -65,8 +66,9 @@ def bare_typer(commands: int) -> str:
 def row(name: str, figure: Figure, bar: str, floor: str, against: Figure) -> None:
     """One line of the table."""
     ratio = figure.seconds / against.seconds
+    memory = f"{figure.memory:>6.0f} MiB" if figure.memory else " " * 10
     print(
-        f"{name:<44} {figure.seconds * 1000:>8.0f} ms {figure.memory:>6.0f} MiB  {bar:<22} "
+        f"{name:<44} {figure.seconds * 1000:>8.0f} ms {memory}  {bar:<22} "
         f"{ratio:>6.1f}x {floor} ({against.seconds * 1000:.0f} ms)",
         flush=True,
     )
@@ -115,12 +117,39 @@ def benchmark_image(image: Path, runs: int, folder: Path) -> None:
     row(f"patch {label}", figure, "≤ 700 ms" if bits == 32 else "", "read", read)
 
 
+def benchmark_explain(runs: int, folder: Path) -> None:
+    """The text of a kernel that our emulator has booted, explained."""
+    kernel = emu.kernel_elf(folder)
+    if kernel is None:
+        return
+    dump = emulators.emulate_file("dump", kernel)
+    read = measure([PYTHON, "-c", f"open({str(dump['file'])!r}, 'rb').read()"], runs)
+    words = [str(kernel), "--memory", str(dump["file"]), "--base", hex(int(dump["base"])), "--json"]
+    figure = measure([PYTHON, "-m", "vmipatch", "explain", *words], runs)
+    row(f"explain {kernel.name}'s 9.5 MB of running text", figure, "≤ 2000 ms", "read", read)
+
+
+def benchmark_build(folder: Path) -> None:
+    """The engine made from its parts and compiled, as an installation does it; once."""
+    bare = measure([PYTHON, "-c", "import setuptools"], 1)
+    began = time.perf_counter()
+    command = [PYTHON, "setup.py", "-q", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder / "t")]
+    done = subprocess.run(command, cwd=emulators.ROOT, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode or not list(folder.glob("vmipatch/emu/cpu/_core*")):
+        print(f"the engine was not built: {done.stderr.strip().splitlines()[-1:]}")
+        return
+    row("build the engine", Figure(seconds, 0), "≤ 90000 ms", "import setuptools", bare)
+
+
 def main() -> None:
     """Parse arguments, run everything that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", default="", help="only rows whose group is named so: start, rom, image, emu")
+    parser.add_argument(
+        "--only", default="", help="only rows whose group is named so: start, rom, image, explain, build, emu"
+    )
     given = parser.parse_args()
     if given.only != "emu":
         print(f"{'whole process':<44} {'median':>11} {'peak':>10}  {'bar':<22} {'ratio':>7} to")
@@ -151,6 +180,10 @@ def main() -> None:
                 print("no kernel: name one, or let the real tests fetch some")
             for image in images:
                 benchmark_image(image, given.runs, folder)
+        if given.only in ("", "explain"):
+            benchmark_explain(given.runs, folder)
+        if given.only in ("", "build"):
+            benchmark_build(folder)
         if given.only in ("", "emu"):
             emu.table(given.runs, folder)
 
