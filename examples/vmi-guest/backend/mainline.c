@@ -360,7 +360,7 @@ static void fill_mmu_ops(void)
 static void fill_time_ops(void)
 {
     u32 stub;
-    if (rom_relocation(VMI_GetCycleFrequency, &stub) == RELOCATION_NONE)
+    if (rom_relocation(VMI_GetCycleFrequency, &stub) == RELOCATION_NONE || options.no_timer)
         return;
     /* Whatever its type: the address is used. */
     vmi_timer_ops.get_cycle_frequency = (void *)stub;

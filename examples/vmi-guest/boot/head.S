@@ -25,6 +25,11 @@ start:
     movl 8(%ebx), %edx
     movl %eax, PHYSICAL(lower_kilobytes)
     movl %edx, PHYSICAL(upper_kilobytes)
+    movl 16(%ebx), %eax
+    testl $4, (%ebx)                /* is there a command line? */
+    je 1f
+    movl %eax, PHYSICAL(command_line)
+1:
 
     movl $PHYSICAL(boot_tables), %edi
     movl $ENTRY_FLAGS, %eax
@@ -77,7 +82,9 @@ early_gdt_pointer:
     .long early_gdt
 
     .balign 4
-    .globl lower_kilobytes, upper_kilobytes
+    .globl lower_kilobytes, upper_kilobytes, command_line
+command_line:                       /* physical, 0 for none */
+    .long 0
 lower_kilobytes:
     .long 0
 upper_kilobytes:

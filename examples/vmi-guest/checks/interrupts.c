@@ -9,6 +9,7 @@ void check_interrupt_mask(void)
     EXPECT(name, "IF inside", irqs_on(), false);
     u32 inner = irq_save();
     EXPECT(name, "IF of the inner", (inner & EFLAGS_IF) != 0, false);
+    EXPECT(name, "IF inside of it", (save_fl_long() & EFLAGS_IF) != 0, false);
     restore_fl(inner);
     EXPECT(name, "IF behind the inner", irqs_on(), false);
     irq_enable();
@@ -26,6 +27,9 @@ void check_tick(void)
     wait_ticks(3);
     EXPECT(name, "the vector", timer_vector, VECTOR_TIMER);
     EXPECT(name, "IF behind the halt", irqs_on(), true);
+    u32 before = ticks;
+    plain_halt();
+    EXPECT(name, "a tick behind a plain halt", ticks != before, true);
     passed(name);
 }
 

@@ -9,7 +9,7 @@ void checks_of_kernel(void)
         check_model_registers, check_time_stamp, check_kernel_faults, check_interrupt_mask, check_tick,
         check_pending_tick, check_outside_interface, check_watchpoint, check_breakpoint, check_single_step,
         check_mapping, check_accessed_dirty, check_protection, check_lazy_updates, check_large_page,
-        check_mapped_table, check_address_space,
+        check_mapped_table, check_directory_protection, check_address_space, check_late_table,
 #ifdef FORM_RFC_V1
         check_entry_calls, check_long_entries,
 #endif

@@ -173,6 +173,22 @@ void check_mapped_table(void)
     passed(name);
 }
 
+/* The boot of Linux finds out whether the processor heeds write protection on a mapping of its own directory. */
+void check_directory_protection(void)
+{
+    const char *name = "write protection of the directory";
+    u32 *window = (u32 *)fixmap_address(FIX_TEST), value;
+
+    set_fixmap(FIX_TEST, kernel_frame(kernel_directory), PTE_PRESENT | PTE_USER | PTE_ACCESSED);
+    EXPECT(name, "a read", try_read(window + 1023, &value), 0);
+    EXPECT(name, "the entry", value, get_entry(&kernel_directory[1023]));
+    EXPECT(name, "a write", try_write(window, 0), 1);
+    EXPECT(name, "the error code", last_fault.error, 3);
+    set_fixmap(FIX_TEST, 0, 0);
+    EXPECT(name, "a read when it is gone", try_read(window, &value), 1);
+    passed(name);
+}
+
 /* A directory of its own, written before and while it is loaded. */
 void check_address_space(void)
 {
@@ -199,5 +215,34 @@ void check_address_space(void)
     space_switch(&kernel_space);
     EXPECT(name, "a read behind", try_read((void *)user, &value), 1);
     space_destroy(&space);
+    passed(name);
+}
+
+/* A table that the kernel gets while another directory is loaded: its entry is copied there at the first fault. */
+void check_late_table(void)
+{
+    const char *name = "late kernel table";
+    static struct address_space space;
+    u32 table = frame_get(), page = frame_get();
+
+    space_create(&space);
+    space_switch(&space);
+    alloc_pt(table);
+    u32 *entries = frame_address(table);
+    set_pte_at(NULL, TRY_LATE, &entries[TRY_LATE >> 12 & 1023], page << 12 | PLAIN);
+    set_pmd(&kernel_directory[TRY_LATE >> 22], table << 12 | KERNEL_PAGE);
+    EXPECT(name, "the entry in the loaded directory", get_entry(&space.directory[TRY_LATE >> 22]), 0);
+    *(volatile u32 *)TRY_LATE = 0x7777;
+    EXPECT(name, "the word", direct(page)[0], 0x7777);
+    EXPECT(name, "the entry behind it", get_entry(&space.directory[TRY_LATE >> 22]) & ~PTE_ACCESSED, table << 12 | (KERNEL_PAGE & ~PTE_ACCESSED));
+    set_pte_at(NULL, TRY_LATE, &entries[TRY_LATE >> 12 & 1023], 0);
+    set_pmd(&space.directory[TRY_LATE >> 22], 0);
+    set_pmd(&kernel_directory[TRY_LATE >> 22], 0);
+    flush_tlb_kernel();
+    space_switch(&kernel_space);
+    space_destroy(&space);
+    release_pt(table);
+    frame_put(table);
+    frame_put(page);
     passed(name);
 }

@@ -42,7 +42,7 @@ void check_identity(void)
     EXPECT(name, "leaf 1", out[0] >= 1, true);
     cpuid(1, 0, out);
     EXPECT(name, "the time stamp counter", out[3] & FEATURE_TSC, FEATURE_TSC);
-    EXPECT(name, "the features again", out[3], cpu_features);
+    EXPECT(name, "the features again", out[3] & cpu_features, cpu_features);
     passed(name);
 }
 
@@ -87,6 +87,12 @@ void check_outside_interface(void)
     asm volatile("sti" ::: "memory");
     EXPECT(name, "IF behind hlt", irqs_on(), true);
 
+    /* ID and AC can be turned around: how the 486 and CPUID are recognised. */
+    asm volatile("pushfl\n\tpopl %0\n\tmovl %0, %1\n\txorl $0x240000, %0\n\tpushl %0\n\tpopfl\n\tpushfl\n\tpopl %0\n\t"
+                 "pushl %1\n\tpopfl"
+                 : "=&r"(a), "=&r"(b)::"cc");
+    EXPECT(name, "the flags that turn around", (a ^ b) & 0x240000, 0x240000);
+
     asm volatile("pushl %1\n\tpopfl\n\tpushfl\n\tpopl %0" : "=r"(a) : "r"(0x2D7) : "cc");
     EXPECT(name, "the flags that popf sets", a & 0xD5, 0xD5 & 0x2D7);
     EXPECT(name, "IF behind popf", irqs_on(), true);
@@ -95,7 +101,7 @@ void check_outside_interface(void)
     EXPECT(name, "cpuid", a >= 1, true);
     if (cpu_features & FEATURE_SEP) {
         asm volatile("rdmsr" : "=a"(a), "=d"(d) : "c"(MSR_SYSENTER_ESP));
-        EXPECT(name, "rdmsr", a, (u32)&tss);
+        EXPECT(name, "rdmsr", a, (u32)&cpu_tss);
         asm volatile("wrmsr" ::"a"(a), "d"(d), "c"(MSR_SYSENTER_ESP));
     }
     asm volatile("movl %0, %%db3" ::"r"(0xC0000123));

@@ -8,6 +8,7 @@
 #define ANNOTATED_H
 
 #include "descriptors.h"
+#include "kernel.h"
 #include "site.h"
 #include "types.h"
 
@@ -38,6 +39,17 @@ static inline void restore_fl(u32 flags)
 static inline void safe_halt(void)
 {
     asm volatile(SITE(VMI_Halt, "sti; hlt")::: "eax", "edx", "ecx", CHANGED);
+}
+
+/* No call halts with interrupts as they are. */
+static inline void plain_halt(void)
+{
+    asm volatile("hlt" ::: "memory");
+}
+
+static inline u32 save_fl_long(void)
+{
+    return save_fl();
 }
 
 static inline void cpuid(u32 leaf, u32 sub, u32 out[4])
@@ -527,7 +539,7 @@ static inline bool wallclock_updated(void)
 
 static inline bool have_alarms(void)
 {
-    return cycle_frequency() != 0;
+    return !options.no_timer && cycle_frequency() != 0;
 }
 
 /* The end. */

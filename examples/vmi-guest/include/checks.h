@@ -34,6 +34,8 @@ void check_kernel_faults(void);
 void check_mapping(void);
 void check_accessed_dirty(void);
 void check_protection(void);
+void check_directory_protection(void);
+void check_late_table(void);
 void check_lazy_updates(void);
 void check_large_page(void);
 void check_mapped_table(void);

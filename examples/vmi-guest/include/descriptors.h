@@ -26,6 +26,12 @@ struct tss {
     u16 trace, io_map;
 };
 
+/* The processor's own TSS, with the map of ports that ring 3 may use: a bit for each, and a byte of ones behind. */
+struct cpu_tss {
+    struct tss tss;
+    u8 ports[1024 / 8 + 1];
+};
+
 /* What VMI_SetInitialAPState takes. */
 struct ap_state {
     u32 cr0, cr2, cr3, cr4;
@@ -60,6 +66,7 @@ static inline struct descriptor gate(u16 selector, u32 offset, u8 access)
 #define ACCESS_USER_DATA 0xF2
 
 extern struct descriptor early_gdt[GDT_ENTRIES], gdt[GDT_ENTRIES], idt[256], ldt[512];
-extern struct tss tss, double_fault_tss;
+extern struct cpu_tss cpu_tss;
+extern struct tss double_fault_tss;
 
 #endif

@@ -20,6 +20,13 @@ void NORETURN failed(const char *name, const char *what, u32 found, u32 expected
             failed(name, what, found_, expected_);                                \
     } while (0)
 
+/* options.c */
+struct options {
+    bool no_pse, no_pge, no_sep, no_timer;
+};
+extern struct options options;
+void options_read(void);
+
 /* power.c */
 void NORETURN power_off(void);
 
@@ -62,6 +69,9 @@ extern u32 cpu_features;
 void cpu_identify(void);
 void cpu_init(void);
 void set_ts(void);
+#define PORTS_MAPPED 1024
+void port_map_use(u32 port, bool allowed);
+void port_map_drop(void);
 
 /* time.c */
 #define TICKS_PER_SECOND 1000

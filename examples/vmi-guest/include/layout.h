@@ -7,9 +7,10 @@
 #define BOOT_MAPPED 0x00800000      /* bytes of low memory in the boot page tables */
 #define LOW_MEMORY 0x01000000       /* bytes of memory that this kernel uses: 16 MiB */
 
-/* Where kernel mappings are tried out: one page table, and one 4 MiB page. */
+/* Where kernel mappings are tried out: a page table, a 4 MiB page, a table that comes late. */
 #define TRY_TABLE 0xE0000000
 #define TRY_LARGE 0xE0400000
+#define TRY_LATE 0xE0800000
 
 /* The program of ring 3. */
 #define USER_BASE 0x08048000

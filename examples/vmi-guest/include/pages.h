@@ -39,7 +39,7 @@ static inline void *frame_address(u32 frame)
 }
 
 /* kernelmap.c */
-enum { FIX_APIC, FIX_TABLE, FIX_SLOTS };
+enum { FIX_APIC, FIX_TABLE, FIX_TEST, FIX_SLOTS };
 void kernel_map_init(void);
 u32 *kernel_entry(u32 address);         /* the page table entry of an address in the kernel's own tables */
 void set_fixmap(u32 slot, u32 frame, u32 flags);

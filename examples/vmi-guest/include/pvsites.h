@@ -82,7 +82,21 @@ static inline void restore_fl(u32 flags)
     PV_CALLEE(pv_irq_ops.restore_fl, flags);
 }
 
+/* The site of C code before 2.6.30, which keeps ECX and EDX around the call. */
+static inline u32 save_fl_long(void)
+{
+    u32 flags;
+    asm volatile("771:\tpushl %%ecx\n\tpushl %%edx\n\tcall *%c[slot]\n\tpopl %%edx\n\tpopl %%ecx\n772:\n\t"
+                 ".pushsection .parainstructions, \"a\"\n\t.balign 4\n\t.long 771b\n\t"
+                 ".byte %c[type], 772b - 771b\n\t.short %c[lost]\n\t.popsection"
+                 : "=a"(flags)
+                 : PV_SLOT(pv_irq_ops.save_fl, CLBR_EAX)
+                 : PV_LOST);
+    return flags;
+}
+
 PV_DOES(safe_halt, pv_irq_ops.safe_halt)
+PV_DOES(plain_halt, pv_irq_ops.halt)
 PV_DOES(clts, pv_cpu_ops.clts)
 PV_DOES(wbinvd, pv_cpu_ops.wbinvd)
 PV_TAKES(write_cr0, u32, pv_cpu_ops.write_cr0)

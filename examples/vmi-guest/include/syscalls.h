@@ -15,6 +15,10 @@
 #define SYS_FRAMES 11
 #define SYS_FEATURES 12
 
+#define SYS_WATCH 13        /* address of a word whose writes trap; 0: none */
+#define SYS_TRAPS 14        /* how many debug traps there were */
+#define SYS_PORTS 15        /* port, 1 allowed, 0 not */
+
 #define SYS_FAULT ((u32)-14)
 #define SYS_INVALID ((u32)-22)
 

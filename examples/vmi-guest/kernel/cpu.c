@@ -13,7 +13,7 @@ struct descriptor early_gdt[GDT_ENTRIES] PAGE_ALIGNED = {
 struct descriptor gdt[GDT_ENTRIES] PAGE_ALIGNED;
 struct descriptor idt[256] PAGE_ALIGNED;
 struct descriptor ldt[512] PAGE_ALIGNED;
-struct tss tss PAGE_ALIGNED;
+struct cpu_tss cpu_tss PAGE_ALIGNED;
 struct tss double_fault_tss PAGE_ALIGNED;
 
 u32 kernel_rpl, cpu_features;
@@ -28,11 +28,36 @@ void cpu_identify(void)
     u32 out[4];
     cpuid(1, 0, out);
     cpu_features = out[3];
+    if (options.no_pse)
+        cpu_features &= ~FEATURE_PSE;
+    if (options.no_pge)
+        cpu_features &= ~FEATURE_PGE;
+    if (options.no_sep)
+        cpu_features &= ~FEATURE_SEP;
 }
 
 void set_ts(void)
 {
     write_cr0(read_cr0() | CR0_TS);
+}
+
+/* The map is seen when the TSS says where it is: beyond its limit there is none. */
+static bool ports_open;
+
+void port_map_drop(void)
+{
+    for (u32 at = 0; ports_open && at < sizeof cpu_tss.ports; at++)
+        cpu_tss.ports[at] = 0xFF;
+    ports_open = false;
+    cpu_tss.tss.io_map = 0x8000;
+}
+
+void port_map_use(u32 port, bool allowed)
+{
+    u8 bit = 1 << (port & 7);
+    cpu_tss.ports[port / 8] = allowed ? cpu_tss.ports[port / 8] & ~bit : cpu_tss.ports[port / 8] | bit;
+    cpu_tss.tss.io_map = OFFSET_OF(struct cpu_tss, ports);
+    ports_open = true;
 }
 
 static void put_descriptor(u32 index, struct descriptor value)
@@ -55,19 +80,21 @@ void cpu_init(void)
     asm volatile("movl %0, %%fs" ::"r"(KERNEL_PERCPU));
     asm volatile("ljmp %0, $1f\n1:" ::"i"(KERNEL_CS));
 
-    tss.ss0 = KERNEL_DS;
-    tss.ss1 = KERNEL_CS;
-    tss.io_map = sizeof tss;
-    load_sp0(&tss, tasks[0].sp0);
-    put_descriptor(GDT_TSS, segment((u32)&tss, sizeof tss - 1, ACCESS_TSS, 0));
+    cpu_tss.tss.ss0 = KERNEL_DS;
+    cpu_tss.tss.ss1 = KERNEL_CS;
+    for (u32 at = 0; at < sizeof cpu_tss.ports; at++)
+        cpu_tss.ports[at] = 0xFF;
+    port_map_drop();
+    load_sp0(&cpu_tss.tss, tasks[0].sp0);
+    put_descriptor(GDT_TSS, segment((u32)&cpu_tss, sizeof cpu_tss - 1, ACCESS_TSS, 0));
     load_tr();
     set_ldt(NULL, 0);
 
     double_fault_tss = (struct tss){
         .esp = (u32)boot_stack_top, .ss = KERNEL_DS, .cs = KERNEL_CS, .ds = USER_DS, .es = USER_DS, .fs = KERNEL_PERCPU,
-        .eip = (u32)double_fault, .eflags = 2, .cr3 = (u32)kernel_directory - PAGE_OFFSET, .io_map = sizeof tss,
+        .eip = (u32)double_fault, .eflags = 2, .cr3 = (u32)kernel_directory - PAGE_OFFSET, .io_map = sizeof double_fault_tss,
     };
-    put_descriptor(GDT_DOUBLE_FAULT, segment((u32)&double_fault_tss, sizeof tss - 1, ACCESS_TSS, 0));
+    put_descriptor(GDT_DOUBLE_FAULT, segment((u32)&double_fault_tss, sizeof double_fault_tss - 1, ACCESS_TSS, 0));
 
     asm volatile("movl %0, %%gs" ::"r"(0));
     for (u32 number = 0; number < 4; number++)

@@ -17,6 +17,7 @@ void kernel_main(void)
     printf("vmi-guest: start\n");
     if (upper_kilobytes < (LOW_MEMORY >> 10) - 1024)
         failed("memory", "KiB above 1 MiB", upper_kilobytes, (LOW_MEMORY >> 10) - 1024);
+    options_read();
     traps_early();
     checks_before_init();
 

@@ -3,6 +3,7 @@
 #include "task.h"
 
 #define CALL_LIMIT 64
+#define DR7_WRITE2_4 0x0D000010
 
 static u32 write_console(const char *from, u32 length)
 {
@@ -48,6 +49,24 @@ static u32 set_ldt_entry(u32 base)
     return 3 * 8 + 7;
 }
 
+static u32 watch(u32 address)
+{
+    if (address >= PAGE_OFFSET)
+        return SYS_INVALID;
+    set_debugreg(2, address);
+    set_debugreg(7, address ? DR7_WRITE2_4 : 0);
+    return 0;
+}
+
+/* One port of eight, in the bitmap behind the TSS, which is the caller's until it ends. */
+static u32 allow_port(u32 port, u32 allowed)
+{
+    if (port >= PORTS_MAPPED)
+        return SYS_INVALID;
+    port_map_use(port, allowed);
+    return 0;
+}
+
 u32 system_call(struct registers *r)
 {
     u32 status, number;
@@ -80,6 +99,12 @@ u32 system_call(struct registers *r)
         return frames_free();
     case SYS_FEATURES:
         return cpu_features;
+    case SYS_WATCH:
+        return watch(r->ebx);
+    case SYS_TRAPS:
+        return debug_traps;
+    case SYS_PORTS:
+        return allow_port(r->ebx, r->ecx);
     default:
         return SYS_INVALID;
     }

@@ -45,7 +45,7 @@ static void switch_to(struct task *to)
         from->fpu_loaded = false;
         set_ts();
     }
-    load_sp0(&tss, to->sp0);
+    load_sp0(&cpu_tss.tss, to->sp0);
     asm volatile("movl %%gs, %0" : "=r"(from->gs));
     load_tls(&to->tls);
     if (to->iopl != from->iopl)
@@ -153,10 +153,12 @@ void task_end(u32 status)
     struct task *task = current_task();
     irq_disable();
     if (task->fpu_loaded) {
+        asm volatile("fnclex");         /* what it left pending is nobody's */
         task->fpu_loaded = false;
         set_ts();
     }
     asm volatile("movl %0, %%gs" ::"r"(0));
+    port_map_drop();
     if (task->space.directory)
         space_empty(&task->space);
     task->status = status;

@@ -68,7 +68,7 @@ void traps_init(void)
 
     if (cpu_features & FEATURE_SEP) {
         write_msr(0x174, KERNEL_CS);
-        write_msr(0x175, (u32)&tss);
+        write_msr(0x175, (u32)&cpu_tss);
         write_msr(0x176, (u32)sysenter_entry);
     }
 }

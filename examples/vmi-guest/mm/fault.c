@@ -3,6 +3,7 @@
 
 #define ERROR_PRESENT 1
 #define ERROR_WRITE 2
+#define ERROR_USER 4
 
 extern u8 user_start[], user_text_end[], user_end[], user_image[];
 
@@ -73,10 +74,25 @@ bool user_fault(u32 address, u32 error)
     return error & ERROR_WRITE && take_copy(address);
 }
 
+/* The kernel's part of the loaded directory lacks a table that the kernel has. */
+static bool late_table(u32 address, u32 error)
+{
+    u32 at = address >> 22;
+    if (address < PAGE_OFFSET || error & (ERROR_PRESENT | ERROR_USER) || current_space == &kernel_space)
+        return false;
+    u32 entry = get_entry(&kernel_directory[at]);
+    if (!(entry & PTE_PRESENT) || get_entry(&current_space->directory[at]) & PTE_PRESENT)
+        return false;
+    set_pmd(&current_space->directory[at], entry);
+    return true;
+}
+
 /* Comes with interrupts off: CR2 first, then they may go on if they were on. */
 void page_fault(struct registers *r)
 {
     u32 address = read_cr2();
+    if (late_table(address, r->error))
+        return;
     if (r->eflags & EFLAGS_IF)
         irq_enable();
     if (user_fault(address, r->error))

@@ -3,6 +3,8 @@
 
 static const u32 five_to_ten[] = {5, 10};
 
+static const u16 unmasked = 0x37B;
+
 #define CHILD(name, instruction, ...)                            \
     static u32 name(void)                                        \
     {                                                            \
@@ -32,6 +34,7 @@ CHILD(bad_selector, "movl %0, %%es", "r"(0xFFF8))
 CHILD(invalid, "ud2", "a"(0))
 CHILD(divide, "divl %0", "r"(0), "a"(1), "d"(0))
 CHILD(trap, "int3", "a"(0))
+CHILD(fpu_divide, "fninit\n\tfldcw %0\n\tfld1\n\tfldz\n\tfdivrp\n\tfwait", "m"(unmasked))
 CHILD(overflow, "addl $1, %0\n\tinto", "r"(0x7FFFFFFF))
 CHILD(bounds, "boundl %0, (%1)", "r"(0), "r"(five_to_ten))
 CHILD(null_read, "movl 0, %0", "r"(0))
@@ -68,6 +71,7 @@ static const struct {
     {invalid, 6, "an invalid opcode"},
     {divide, 0, "a division by zero"},
     {trap, 3, "a breakpoint"},
+    {fpu_divide, 16, "a division by zero in the FPU"},
     {overflow, 4, "an overflow"},
     {bounds, 5, "a bound"},
     {null_read, 14, "a read at 0"},
@@ -108,12 +112,29 @@ static u32 give_up_ports(void)
     return use_ports();
 }
 
+static u32 use_one_port(void)
+{
+    if (call_int(SYS_PORTS, 0x80, 1, 0))
+        return 1;
+    asm volatile("outb %%al, $0x80" ::"a"(0));
+    return 6;
+}
+
+static u32 use_two_ports(void)
+{
+    call_int(SYS_PORTS, 0x80, 1, 0);
+    asm volatile("outb %%al, $0x80\n\toutw %%ax, $0x80" ::"a"(0));
+    return 7;
+}
+
 void check_port_rights(void)
 {
     const char *name = "rights to ports";
     expect(name, "without leave", run_child(use_ports), KILLED | 13);
     expect(name, "with leave", run_child(use_ports_with_leave), 5);
     expect(name, "with leave given up", run_child(give_up_ports), KILLED | 13);
+    expect(name, "with leave for one", run_child(use_one_port), 6);
+    expect(name, "two with leave for one", run_child(use_two_ports), KILLED | 13);
     expect(name, "without leave again", run_child(use_ports), KILLED | 13);
     ok(name);
 }

@@ -11,6 +11,7 @@ u32 user_main(void)
     check_bad_pointers();
     check_exceptions();
     check_port_rights();
+    check_user_debug();
     check_segments();
     check_fpu();
     check_preemption();

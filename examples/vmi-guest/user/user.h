@@ -30,6 +30,9 @@ void check_copies(void);
 void check_shared_page(void);
 void check_bad_pointers(void);
 
+/* debug.user.c */
+void check_user_debug(void);
+
 /* faults.user.c */
 void check_exceptions(void);
 void check_port_rights(void);
