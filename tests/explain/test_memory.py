@@ -155,3 +155,44 @@ def test_any_core_gives_a_result_or_an_error_of_ours(tmp_path: Path) -> None:
         except VmipatchError:
             continue
         assert found.pristine + found.explained + found.unexplained_bytes == found.total
+
+
+def test_pages_that_are_mapped_more_than_once(tmp_path: Path) -> None:
+    """QEMU with paging names a page once for each of its addresses: the file has it once."""
+    body = random.Random(8).randbytes(0x8000)
+    dump = tmp_path / "core"
+    data = bytearray(core([(0xC0000000, 0, body), (0xF0001000, 0x2000, b""), (0xF0005000, 0x3000, b"")]))
+    for row, size in ((2, 0x1000), (3, 0x2000)):
+        at = 64 + 56 * row
+        offset = len(data) - len(body) + (0x2000 if row == 2 else 0x3000)
+        data[at + 8 : at + 16] = offset.to_bytes(8, "little")
+        data[at + 32 : at + 48] = size.to_bytes(8, "little") * 2
+    dump.write_bytes(data)
+    memory = Memory(dump)
+    assert memory.read_physical(0x1800, 0x5000) == body[0x1800:0x6800]
+    assert memory.read_virtual(0xC0001800, 0x5000) == body[0x1800:0x6800]
+    assert memory.read_virtual(0xF0005000, 0x2000) == body[0x3000:0x5000]
+    assert memory.read_virtual(0xF0005000, 0x2001) is None
+    (hit,) = memory.find(body[0x3100:0x3140], 9)
+    assert memory.addresses_of(memory.physical, hit) == 0x3100
+    assert set(memory.all_addresses(memory.virtual, hit)) == {0xC0003100, 0xF0005100}
+
+
+def test_segments_that_all_say_physical_zero_have_no_physical_address(tmp_path: Path) -> None:
+    """Older kernels wrote 0 for every segment of /proc/kcore; one at 0 is where memory begins."""
+    dump = tmp_path / "core"
+    dump.write_bytes(core([(0xC0000000, 0, b"a" * 0x1000), (0xF8000000, 0, b"b" * 0x1000)]))
+    assert Memory(dump).physical == []
+    dump.write_bytes(core([(0xC0000000, 0, b"a" * 0x1000), (0xF8000000, (1 << 64) - 1, b"b" * 0x1000)]))
+    assert [(r.start, r.size) for r in Memory(dump).physical] == [(0, 0x1000)]
+
+
+def test_words_are_found_where_their_addresses_are_aligned(tmp_path: Path) -> None:
+    """Whatever the segments' places in the file are; and a word that lies askew is none."""
+    dump = tmp_path / "core"
+    word = 0x11223344.to_bytes(4, "little")
+    first = bytes(5) + word + bytes(3) + word + bytes(7)
+    dump.write_bytes(core([(0, 0x1000, first), (0, 0x9003, bytes(1) + word + bytes(4))], b"odd"))
+    memory = Memory(dump)
+    places = [memory.addresses_of(memory.physical, x) for x in memory.find_words({0x11223344}, 4)[0x11223344]]
+    assert places == [0x100C, 0x9004]

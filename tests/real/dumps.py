@@ -65,6 +65,20 @@ def take(kernel: RealKernel, initrd: Initrd, run: Run, target: Path, *, paging: 
         guest.dump(target, paging=paging)
 
 
+def formats(kernel: RealKernel, initrd: Initrd, run: Run, folder: Path) -> dict[str, Path]:
+    """One moment of a machine in several forms: an ELF core, one with virtual addresses, and a compressed kdump."""
+    bits = kernel.kernel.bits
+    memory = 128 if bits == 32 else 256
+    machine = Machine(kernel.image, initrd(bits), bits, run.cpu, run.cpus, run.append, memory=memory, kaslr=run.kaslr)
+    with boot(machine) as guest:
+        guest.wait_for(REACHED)
+        time.sleep(2)
+        guest.stop()
+        for name, options in (("core", {}), ("paged", {"paging": True}), ("kdump", {"form": "kdump-zlib"})):
+            guest.dump(folder / name, **options)
+    return {name: folder / name for name in ("core", "paged", "kdump")}
+
+
 def explained(cli: Cli, kernel: RealKernel, dump: Path, *options: object, status: int = 0) -> dict[str, Any]:
     """What ``vmipatch explain --json`` says of a dump; its exit status must be the one given."""
     done = cli.run("explain", kernel.image, "--memory", dump, "--json", *options)

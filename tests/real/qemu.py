@@ -133,9 +133,12 @@ class Guest:
         target.unlink()
         return data
 
-    def dump(self, target: Path, *, paging: bool = False) -> None:
-        """The whole memory as an ELF core; with `paging` by virtual address, through the guest's page tables."""
-        self._monitor.execute("dump-guest-memory", paging=paging, protocol=f"file:{target}")
+    def dump(self, target: Path, *, paging: bool = False, form: str = "elf") -> None:
+        """The whole memory; with `paging` by virtual address, through the guest's page tables.
+
+        `form` is one of QEMU's formats: `elf`, or `kdump-zlib`, which is compressed and flattened.
+        """
+        self._monitor.execute("dump-guest-memory", paging=paging, protocol=f"file:{target}", format=form)
         target.chmod(0o600)
 
     def settled(self, address: int, length: int, pause: float = 1.0, attempts: int = 20) -> bytes:

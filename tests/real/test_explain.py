@@ -6,13 +6,16 @@ The oracle is the kernel itself under QEMU; what it was asked to switch on stand
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.corewriter import core
+
 from .conftest import Cli, RealKernel
-from .dumps import TRACED_686, TRACED_AMD64, Dumped, Run, explained, place_in, take, text_in
+from .dumps import TRACED_686, TRACED_AMD64, Dumped, Run, explained, formats, offset_of_zero, text_in
 
 Get = Callable[[str], RealKernel]
 Initrd = Callable[[int], Path]
@@ -62,22 +65,62 @@ def test_explained_bytes_are_those_that_differ(real_kernel: Get, dumped: Dumped,
     assert answer["bytes"]["explained"] == sum(a != b for a, b in zip(disk, now, strict=True))
 
 
-def test_virtual_dumps_and_raw_dumps_agree(
-    real_kernel: Get, initrd: Initrd, dumped: Dumped, cli: Cli, tmp_path: Path
+SAME = ("text", "bytes", "by_cause", "states", "unexplained")
+
+
+@pytest.mark.parametrize("run", [RUNS[0], RUNS[2], RUNS[9]], ids=str)
+def test_every_form_of_a_dump_says_the_same(
+    run: Run, real_kernel: Get, initrd: Initrd, cli: Cli, tmp_path: Path
 ) -> None:
-    run = RUNS[0]
+    """One moment of one machine: by physical addresses, by virtual ones, compressed, and raw."""
     kernel = real_kernel(run.kernel)
-    physical = explained(cli, kernel, dumped(run))
-    paged = tmp_path / "paged.core"
-    take(kernel, initrd, run, paged, paging=True)
-    assert explained(cli, kernel, paged)["by_cause"] == physical["by_cause"]
-    core = dumped(run).read_bytes()
-    at = place_in(kernel, dumped(run))
-    start = kernel.vmlinux.physical(kernel.vmlinux.text.address)
+    dumps = formats(kernel, initrd, run, tmp_path)
+    whole = explained(cli, kernel, dumps["core"])
+    assert whole["bytes"]["unexplained"] == 0
+    assert dumps["kdump"].stat().st_size < dumps["core"].stat().st_size // 3
+    core_bytes = dumps["core"].read_bytes()
     raw = tmp_path / "raw"
-    raw.write_bytes(core[at - start : at + (96 << 20)])
-    for base in (0, 0xC0000000):
-        assert explained(cli, kernel, raw, "--base", hex(base))["by_cause"] == physical["by_cause"]
+    raw.write_bytes(core_bytes[offset_of_zero(core_bytes[:4096]) :])
+    for dump, options in ((dumps["paged"], ()), (dumps["kdump"], ()), (raw, ("--base", "0"))):
+        answer = explained(cli, kernel, dump, *options)
+        assert {k: answer[k] for k in SAME} == {k: whole[k] for k in SAME}, dump
+
+
+@pytest.mark.parametrize("run", [RUNS[0], RUNS[7]], ids=str)
+def test_memory_as_kdump_and_kcore_lay_it_out(
+    run: Run, real_kernel: Get, dumped: Dumped, cli: Cli, tmp_path: Path
+) -> None:
+    """Segments with both addresses: the kernel's own and the direct mapping (kexec's vmcore); beside them terabytes of
+    space for modules and vmalloc that has no physical address and next to no memory (/proc/kcore)."""
+    kernel = real_kernel(run.kernel)
+    bits, text = kernel.kernel.bits, kernel.vmlinux.text
+    whole = explained(cli, kernel, dumped(run))
+    data = dumped(run).read_bytes()
+    memory = memoryview(data)[offset_of_zero(data[:4096]) :][: 96 << 20]
+    # Documentation/arch/x86/x86_64/mm.rst; on i386 the direct mapping has the kernel in it.
+    loads = [(0xC0000000 if bits == 32 else 0xFFFF888000000000, 0, memory)]
+    if bits == 64:
+        place = kernel.vmlinux.physical(text.address)
+        loads.append((text.address, place, memory[place : place + (48 << 20)]))
+    dump = tmp_path / "dump"
+    dump.write_bytes(core(loads))
+    answer = explained(cli, kernel, dump)
+    assert {k: answer[k] for k in SAME} == {k: whole[k] for k in SAME}
+    space = 0xF7C00000 if bits == 32 else 0xFFFFC90000000000
+    kcore = core([*loads, (space, (1 << 64) - 1, b"")])
+    row = 64 + 56 * (len(loads) + 1)
+    sizes = (1 << 43).to_bytes(8, "little") * 2
+    with dump.open("wb") as file:
+        file.write(kcore[: row + 32] + sizes + kcore[row + 48 :])
+        file.truncate(1 << 43)
+    started = time.monotonic()
+    answer = explained(cli, kernel, dump)
+    assert {k: answer[k] for k in SAME} == {k: whole[k] for k in SAME}
+    # The refusal searches too, and ends.
+    done = cli.run("explain", real_kernel("686-pae").image, "--memory", dump)
+    assert done.returncode == 2
+    assert "another kernel" in done.stderr
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(("run", "detour"), [(TRACED_686, 0x24), (TRACED_AMD64, 0x24)], ids=str)

@@ -89,20 +89,23 @@ def parse(file: BinaryIO, size: int, path: str) -> Core:
             # What is cut off is missed when the text is read: /proc/kcore claims more than it has.
             missing += max(0, offset + length - max(size, offset))
             loads.append((virtual, physical, offset, max(0, min(length, size - offset))))
-    cr3, info = _notes(notes)
-    return Core(tuple(_load(row, bits) for row in loads), missing, tuple(cr3), info)
+    cr3, info = read_notes(notes)
+    zeros = sum(physical == 0 and virtual != 0 for virtual, physical, _, _ in loads)
+    return Core(tuple(_load(row, bits, zeros) for row in loads), missing, cr3, info)
 
 
-def _load(row: tuple[int, int, int, int], bits: int) -> Load:
+def _load(row: tuple[int, int, int, int], bits: int, zeros: int) -> Load:
+    """One segment; ``zeros`` is how many of them say that they lie at physical address 0."""
     virtual, physical, offset, size = row
     # Without paging QEMU knows no virtual addresses and writes 0 or the physical one; kcore writes -1 where a
-    # segment has no one physical address.
+    # segment has no one physical address, and older ones write 0 in all of them.
     unknown_virtual = virtual in (0, physical)
-    unknown_physical = physical == (1 << bits) - 1 or (physical == 0 and virtual != 0)
+    unknown_physical = physical == (1 << bits) - 1 or (physical == 0 and virtual != 0 and zeros > 1)
     return Load(None if unknown_virtual else virtual, None if unknown_physical else physical, offset, size)
 
 
-def _notes(data: bytes) -> tuple[list[int], dict[str, str]]:
+def read_notes(data: bytes) -> tuple[tuple[int, ...], dict[str, str]]:
+    """CR3 of each CPU, from QEMU's notes, and VMCOREINFO."""
     cr3: list[int] = []
     info: dict[str, str] = {}
     at = 0
@@ -114,9 +117,12 @@ def _notes(data: bytes) -> tuple[list[int], dict[str, str]]:
         if name == b"QEMU" and len(body) >= _QEMU_CR + 40:
             cr3.append(int.from_bytes(body[_QEMU_CR + 24 : _QEMU_CR + 32], "little"))
         elif name == b"VMCOREINFO":
-            for line in body.decode("ascii", "replace").splitlines():
-                key, equals, value = line.partition("=")
-                if equals:
-                    info[key] = value
+            info |= vmcoreinfo(body)
         at = start + (size + 3 & ~3)
-    return cr3, info
+    return tuple(cr3), info
+
+
+def vmcoreinfo(body: bytes) -> dict[str, str]:
+    """VMCOREINFO's lines as names and values."""
+    rows = (line.partition("=") for line in body.decode("ascii", "replace").splitlines())
+    return {key: value for key, equals, value in rows if equals}

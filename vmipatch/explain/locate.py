@@ -34,6 +34,7 @@ def locate(image: Image, memory: Memory) -> Running:
     if text is None:
         raise ImageError("the image has no .text section to compare with", file=image.path)
     best: tuple[float, Running] | None = None
+    alias: Running | None = None
     tried = set[tuple[int, int | None]]()
     for slide, shift, how in _candidates(image, memory, text):
         if (slide, shift) in tried:
@@ -41,26 +42,36 @@ def locate(image: Image, memory: Memory) -> Running:
         tried.add((slide, shift))
         running = Running(image, memory, slide, shift, how)
         share = agreement(running, text)
-        if share is not None and (best is None or share > best[0]):
+        if share is None:
+            continue
+        if share >= LEAST_AGREEMENT and shift is None and _slide_in_text(running, text) not in (None, slide):
+            # The same memory at another address, as in the direct mapping; or a base that is wrong.
+            alias = alias or running
+            continue
+        if best is None or share > best[0]:
             best = share, running
-        if best is not None and best[0] > LEAST_AGREEMENT:
+        if share > LEAST_AGREEMENT:
             break
     if best is None or best[0] < LEAST_AGREEMENT:
-        raise refusal(image, memory, text, best)
+        raise _misplaced(alias, text) if alias is not None else refusal(image, memory, text, best)
     running = best[1]
     check_build(image, running)
-    own = _slide_in_text(running, text)
     if running.shift is not None:
+        own = _slide_in_text(running, text)
         if own is None:
             own = _slide_of(running, text)
         running = Running(image, memory, own, running.shift, running.how)
-    elif own is not None and own != running.slide:
-        raise ImageError(
-            f"the text stands at {text.address + running.slide:#x}, but its own addresses say "
-            f"{text.address + own & (1 << image.bits) - 1:#x}: is the base right?",
-            file=memory.path,
-        )
     return running
+
+
+def _misplaced(alias: Running, text: Section) -> ImageError:
+    mask = (1 << alias.image.bits) - 1
+    own = _slide_in_text(alias, text) or 0
+    return ImageError(
+        f"the text stands at {text.address + alias.slide & mask:#x}, but its own addresses say "
+        f"{text.address + own & mask:#x}: is the base right?",
+        file=alias.memory.path,
+    )
 
 
 def _candidates(image: Image, memory: Memory, text: Section) -> Iterator[tuple[int, int | None, str]]:
@@ -83,9 +94,9 @@ def _candidates(image: Image, memory: Memory, text: Section) -> Iterator[tuple[i
         linked = image.address_of(offset)
         loaded = physical(image, linked)
         for hit in memory.find(banner.encode(), MOST_BANNERS):
-            virtual = memory.addresses_of(memory.virtual, hit)
-            if virtual is not None and not (virtual - linked) % PAGE and not (memory.raw and virtual < 1 << 31):
-                yield (virtual - linked) & mask, None, "by its banner"
+            for virtual in memory.all_addresses(memory.virtual, hit):
+                if not (virtual - linked) % PAGE and not (memory.raw and virtual < 1 << 31):
+                    yield (virtual - linked) & mask, None, "by its banner"
             at = memory.addresses_of(memory.physical, hit)
             if at is not None and loaded is not None and not (at - loaded) % PAGE:
                 yield at - loaded, at - loaded, "by its banner"
