@@ -255,6 +255,14 @@ class Tables:
         esp, ss = struct.unpack("<II", self._owner.guest.read(self.task_base + 4, 8, "TSS"))
         self.set_stack(ss & 0xFFFF, esp)
 
+    def follow_task(self) -> None:
+        """The TSS that the state page names, where the ROM's SetTR only writes it there; the stack stays."""
+        selector = self._owner.state.get("tr")
+        if selector != self.task:
+            stack = self.stack
+            self.load_task(selector)
+            self.set_stack(*stack)
+
     def task_limit(self) -> int:
         """The limit of the guest's TSS, in bytes: its I/O bitmap ends there."""
         return self._task_limit

@@ -94,6 +94,7 @@ class Traps:
         """Whether the guest itself lets its ring 3 use a port (SDM 1, 18.5)."""
         if self._cpu.get("cpl") < 3 or (self._owner.iopl == 0x3000 and not self._cpu.eflags & VM):
             return True
+        self._owner.tables.follow_task()
         task = self._owner.tables.task_base
         if not task or not self._owner.guest.reaches(task, 104):
             return False
