@@ -8,6 +8,7 @@ the guest can take it, as on the bare machine.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vmipatch.emu.hypervisors.descriptors import PRESENT, SEGMENT
@@ -28,6 +29,8 @@ class Interrupts:
         self._owner = owner
         self._machine, self._cpu = owner.machine, owner.machine.cpu
         self.line = False
+        self.observer: Callable[[int, int, int], bool] | None = None
+        """Asked before a delivery (vector, kind, error), and with vector -1 before a halt: True takes it away."""
 
     def board_line(self, level: bool) -> bool:
         """The board drives its line: what the processor's pin shall be."""
@@ -47,6 +50,8 @@ class Interrupts:
     def deliver(self, vector: int, kind: int, error: int = 0) -> None:
         """Enter the guest's handler at CS:EIP as it is now; an interrupt gate turns the virtual flag off."""
         cpu, owner = self._cpu, self._owner
+        if self.observer is not None and self.observer(vector, kind, error):
+            return
         _, high = owner.tables.gates[vector]
         flags = cpu.eflags
         seen = flags & ~(IF | IOPL) | (IF if owner.virtual_if else 0) | owner.iopl
@@ -54,11 +59,10 @@ class Interrupts:
             self._deliver_v86(vector, seen, kind, error)
         else:
             cpu.set("eflags", seen)
-            while (reason := cpu.inject(vector, kind, error)) == self._machine.exit.PAGE_WRITE:
-                # The kernel's stack was a page table once; if it is one still, what is pushed would be its entries.
-                if owner.paging.is_live(cpu.exit_physical >> 12):
-                    raise Violation("forged-page-table", "the kernel's stack is a page table", cpu.exit_address)
-                owner.paging.abandon(cpu.exit_physical >> 12)
+            reason = cpu.inject(vector, kind, error)
+            if reason == self._machine.exit.PAGE_WRITE:
+                # The kernel's stack shares a page with a table; what is pushed is judged like any write to it.
+                reason = owner.paging.page_write(lambda: cpu.inject(vector, kind, error))
             cpu.set("eflags", cpu.eflags & ~IOPL | IF)
             if reason == self._machine.exit.SHUTDOWN:
                 self._machine.stop("triple fault")
@@ -132,4 +136,6 @@ class Interrupts:
         """Virtual interrupts on, and wait for one, in one step."""
         self._owner.virtual_if = True
         self.update()
+        if self.observer is not None and self.observer(-1, 0, 0):
+            return
         self._machine.sleep()

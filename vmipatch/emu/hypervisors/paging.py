@@ -275,6 +275,10 @@ class Paging:
             if key != self.current and (key >> 12 == frame or any(d and d[0] == frame for d in root.directories)):
                 self._forget(key)
 
+    def is_guarded(self, frame: int) -> bool:
+        """Whether the guest's writes to this page are looked at."""
+        return self._in_use(frame)
+
     def watch(self, old: Iterable[int], new: Iterable[int]) -> None:
         """Other pages than page tables whose changes somebody follows: descriptor tables."""
         before = set(self._watched)
@@ -311,11 +315,13 @@ class Paging:
         self.store(backing, data)
         return True
 
-    def page_write(self) -> int:
+    def page_write(self, again: Callable[[], int] | None = None) -> int:
         """A hooked page is about to be written: let the instruction through, then look at what it wrote.
 
-        Returns the exit reason of that one instruction (LIMIT: it is done).
+        ``again`` does what left with PAGE_WRITE once more: one instruction if it is not given. Returns its exit
+        reason (LIMIT: an instruction is done).
         """
+        step = again or self._cpu.step
         opened: dict[int, bytes] = {}
         reason = self._exit.PAGE_WRITE
         while reason == self._exit.PAGE_WRITE and len(opened) < PAGE_WRITE_LIMIT:
@@ -327,7 +333,7 @@ class Paging:
             elif frame not in opened:
                 opened[frame] = self._memory.read_backing(frame << 12, PAGE)
                 self._memory.hook_page(frame, False)
-            reason = self._cpu.step()
+            reason = step()
         try:
             for frame, before in opened.items():
                 self._settle(frame, frame << 12, before)
