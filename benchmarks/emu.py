@@ -111,7 +111,7 @@ def boots(kernel: Path, initrd: Path, runs: int) -> None:
     """The ELF entered directly, to the initramfs's line: whole processes, ours and QEMU's in turn."""
     print(f"\n{f'Debian {KERNEL}, ELF entered directly':<44} {'median':>11}")
     boot("boot to init's line", "", "≤ 5x, aim at 1x", kernel, initrd, runs)
-    # Four in five instructions of that boot are the kernel testing its own Diffie-Hellman and RSA.
+    # Nine in ten instructions of that boot are the kernel testing its own Diffie-Hellman and RSA.
     boot("the same without the kernel's crypto tests", "cryptomgr.notests", "", kernel, initrd, runs)
     _, summary = vmipatch_run(kernel, initrd, "--max-instructions", str(UNCOMPILED_BOOT), compiled=False)
     mips = summary["instructions"] / summary["seconds"] / 1e6
