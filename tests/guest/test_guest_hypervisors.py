@@ -19,7 +19,7 @@ def test_console_is_the_native_one(form: str, hypervisor: str, on_disk: bool, tm
     assert boot.run() == "poweroff"
     assert boot.lines == expected(form)
     ring = 0 if hypervisor == "native" else 1
-    assert f"VMI ROM, ring {ring}, features " in boot.backend
+    assert f"VMI ROM at c0000, ring {ring}, features " in boot.backend
 
 
 @pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
@@ -59,7 +59,7 @@ def broken(form: str, **words: int) -> bytes:
         (FORMS, {"pci": 0}, "native: the ROM has no PCI header, ring 0"),
         (FORMS, {"major": 0x0600}, "native: the ROM is of another interface, ring 0"),
         (("mainline",), {"license": 0}, "native: the ROM's licence is not the GPL, ring 0"),
-        (("rfc-v1", "v2"), {"license": 0}, "vmipatch native VMI ROM, ring 0"),
+        (("rfc-v1", "v2"), {"license": 0}, "vmipatch native VMI ROM at c0000, ring 0"),
     ],
 )
 def test_roms_that_are_refused(forms: tuple[str, ...], change: dict[str, int], reason: str) -> None:

@@ -234,7 +234,7 @@ class _PrivateApt:
     def _available(self) -> Iterator[tuple[str, str]]:
         name = ""
         for line in self._run("apt-cache", "dumpavail").stdout.splitlines():
-            if line.startswith(("Package: linux-", "Package: libxen-dev", "Package: memtest86+")):
+            if line.startswith("Package: "):
                 name = line[9:].strip()
             elif not line:
                 name = ""

@@ -92,17 +92,10 @@ enum relocation rom_relocation(u32 call, u32 *stub)
     return type & 0xFF;
 }
 
-const char *vmi_description(void)
+void vmi_describe(void)
 {
-    static char text[120];
-    const char *parts[] = {manufacturer, " ", product, remark};
-    u32 at = 0;
-
-    if (!rom)
-        return absent;
-    for (u32 part = 0; part < ARRAY_SIZE(parts); part++)
-        for (const char *from = parts[part]; *from && at < sizeof text - 1; from++)
-            text[at++] = *from;
-    text[at] = 0;
-    return text;
+    if (rom)
+        printf("%s %s%s at %x", manufacturer, product, remark, (u32)rom - PAGE_OFFSET);
+    else
+        printf("%s", absent);
 }

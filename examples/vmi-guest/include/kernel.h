@@ -105,7 +105,7 @@ u32 system_call(struct registers *r);
 /* backend: finds the ROM, starts it and patches, on the boot page tables; and the second pass over all sites. */
 void vmi_setup(void);
 void vmi_patch_all(void);
-const char *vmi_description(void);
+void vmi_describe(void);                /* prints what is below this kernel */
 extern u32 reserved_top;                /* bytes at the top of the address space that are the hypervisor's */
 
 /* checks */

@@ -23,7 +23,9 @@ void kernel_main(void)
 
     vmi_setup();
     cpu_identify();
-    printf("vmi-guest: backend %s, ring %u, features %x\n", vmi_description(), kernel_rpl, cpu_features);
+    printf("vmi-guest: backend ");
+    vmi_describe();
+    printf(", ring %u, features %x\n", kernel_rpl, cpu_features);
 
     frames_init();
     kernel_map_init();
