@@ -123,6 +123,14 @@ def test_a_site_left_as_on_disk_is_unexplained(image: Image, dump: Path) -> None
     ]
 
 
+def test_a_lock_removed_where_the_others_stay_is_unexplained(image: Image, dump: Path) -> None:
+    machine = Machine(one_cpu=False)
+    gone = [function(n) + made.OFF_LOCK for n in range(12, 20)]
+    for address in gone:
+        machine.put(address, b"\x3e")
+    assert [u.address for u in run(image, machine, dump).unexplained] == gone
+
+
 def test_the_key_decides_a_jump_label(image: Image, dump: Path) -> None:
     machine = Machine()
     machine.switch(8, True)

@@ -114,9 +114,13 @@ def flipped(ground: Ground, sites: Iterable[Site], running: Running) -> list[Pro
 
 
 def key_state(running: Running, key: int) -> bool | None:
-    """Whether a static key is on; None where the dump does not have it."""
+    """Whether a static key is on; None where the dump does not have it, or has it just being switched on.
+
+    While the first user is being counted the count is -1 (kernel/jump_label.c), and not all branches are changed yet.
+    """
     data = running.read(key, 4)
-    return None if data is None else int.from_bytes(data, "little", signed=True) > 0
+    count = -1 if data is None else int.from_bytes(data, "little", signed=True)
+    return None if count < 0 else count > 0
 
 
 def _vote(ground: Ground, site: Site, five: bytes, nops: NopTable) -> bool | None:

@@ -1,0 +1,155 @@
+"""Static calls, keys and runtime constants of a made-up 64-bit text, with the dump's variables and without them."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.corewriter import core
+from tests.elfwriter import ElfWriter
+from vmipatch.annotate import Site
+from vmipatch.annotate.site import JumpLabel, RuntimeConst, StaticCall
+from vmipatch.explain import Memory, states
+from vmipatch.explain.ground import Ground
+from vmipatch.explain.running import Running
+from vmipatch.image import Image, open_image
+from vmipatch.isa import nops
+
+TEXT, DATA = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000
+ONE, TWO, RETURN0, THUNK, KEY, VARIABLE = TEXT, TEXT + 16, TEXT + 32, TEXT + 48, DATA, DATA + 64
+CALLS = TEXT + 0x100
+NOP = bytes.fromhex("0F1F440000")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    elf = ElfWriter(bits=64, entry=TEXT)
+    elf.section(".text", b"\xc3" * 0x1000, address=TEXT, flags="ax", align=4096)
+    elf.section(".data", struct.pack("<Q", ONE) + bytes(0xFF8), address=DATA, flags="aw", align=4096)
+    named = ("one", ONE), ("two", TWO), ("__static_call_return0", RETURN0), ("thunk", THUNK), ("calls", CALLS)
+    for name, address in named:
+        elf.symbol(name, address, ".text", size=16)
+    elf.symbol("variable", VARIABLE, ".data", size=8)
+    path = tmp_path_factory.mktemp("kernel") / "vmlinux"
+    path.write_bytes(elf.build())
+    return open_image(path)
+
+
+def near(opcode: int, address: int, target: int) -> bytes:
+    return bytes((opcode,)) + struct.pack("<i", target - address - 5)
+
+
+def call_site(number: int, *, tail: bool = False) -> Site:
+    detail = StaticCall(KEY, TEXT + 0x800, tail)
+    return Site("static_calls", CALLS + 16 * number, 5, "it", ".static_call_sites", "", number, detail)
+
+
+def running(image: Image, folder: Path, text: bytes, data: bytes) -> Running:
+    """The running kernel in a core by virtual addresses."""
+    dump = folder / "dump"
+    nowhere = (1 << 64) - 1
+    dump.write_bytes(core([(TEXT, nowhere, text), (DATA, nowhere, data.ljust(0x1000, b"\0"))]))
+    return Running(image, Memory(dump), 0, None, "made")
+
+
+def left(image: Image, found: bytearray, sites: list[Site], dump: Running | None, thunk: int | None = None) -> set[int]:
+    """Sites of static calls that are not as expected, by number."""
+    forms = states.CallForms(64, NOP, RETURN0, (bytes.fromhex("2E2E2E31C0"), bytes.fromhex("6631C06690")), thunk, None)
+    ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(found))
+    states.static_calls(ground, sites, dump, forms)
+    return {
+        site.entry for site in sites
+        if ground.found[site.address - TEXT : site.end - TEXT] != ground.expected[site.address - TEXT : site.end - TEXT]
+    }  # fmt: skip
+
+
+def laid(code: dict[int, bytes]) -> bytearray:
+    text = bytearray(b"\xc3" * 0x1000)
+    for number, piece in code.items():
+        at = CALLS - TEXT + 16 * number
+        text[at : at + len(piece)] = piece
+    return text
+
+
+def to(function: int, numbers: range) -> dict[int, bytes]:
+    return {n: near(0xE8, CALLS + 16 * n, function) for n in numbers}
+
+
+def test_calls_that_agree_are_believed_without_their_key_and_few_are_not(image: Image) -> None:
+    sites = [call_site(n) for n in range(20)]
+    assert left(image, laid(to(TWO, range(20))), sites, None) == set()
+    # One in twenty calls something else; the others agree.
+    assert left(image, laid(to(TWO, range(19)) | to(THUNK, range(19, 20))), sites, None) == {19}
+    # Where more than one in ten do not, nobody is believed but what the key held on disk.
+    assert left(image, laid(to(TWO, range(17)) | to(ONE, range(17, 20))), sites, None) == set(range(17))
+    # Three sites are too few to outvote the key on disk, four are not.
+    assert left(image, laid(to(TWO, range(3))), sites[:3], None) == {0, 1, 2}
+    assert left(image, laid(to(TWO, range(4))), sites[:4], None) == set()
+    # The middle of a function is no function.
+    assert left(image, laid(to(TWO + 1, range(20))), sites, None) == set(range(20))
+
+
+def test_what_the_key_holds_decides(image: Image, tmp_path: Path) -> None:
+    sites = [call_site(0), call_site(1, tail=True)]
+    calls = laid({0: near(0xE8, CALLS, TWO), 1: near(0xE9, CALLS + 16, TWO)})
+    assert left(image, calls, sites, running(image, tmp_path, calls, struct.pack("<Q", TWO))) == set()
+    assert left(image, calls, sites, running(image, tmp_path, calls, struct.pack("<Q", ONE))) == {0, 1}
+    none = laid({0: NOP, 1: b"\xc3\xcc\xcc\xcc\xcc"})
+    assert left(image, none, sites, running(image, tmp_path, none, bytes(8))) == set()
+    assert left(image, none, sites, running(image, tmp_path, none, struct.pack("<Q", TWO))) == {0, 1}
+    # A tail call of nothing is a return: through the thunk where there is one, and plain if it was made before that.
+    through = laid({0: NOP, 1: near(0xE9, CALLS + 16, THUNK)})
+    assert left(image, through, sites, running(image, tmp_path, through, bytes(8)), THUNK) == set()
+    assert left(image, through, sites, running(image, tmp_path, through, bytes(8))) == {1}
+    assert left(image, none, sites, running(image, tmp_path, none, bytes(8)), THUNK) == set()
+    for form in ("2E2E2E31C0", "6631C06690"):
+        zero = laid({0: bytes.fromhex(form), 1: near(0xE9, CALLS + 16, RETURN0)})
+        assert left(image, zero, sites, running(image, tmp_path, zero, struct.pack("<Q", RETURN0))) == set()
+    wrong = laid({0: bytes.fromhex("2E2E2E33C0"), 1: near(0xE9, CALLS + 16, RETURN0)})
+    assert left(image, wrong, sites, running(image, tmp_path, wrong, struct.pack("<Q", RETURN0))) == {0}
+
+
+def test_runtime_constants_are_what_the_variable_holds(image: Image, tmp_path: Path) -> None:
+    sites = [
+        Site(
+            "runtime_consts",
+            CALLS + 16 * n,
+            8,
+            "variable",
+            "runtime_ptr_variable",
+            "",
+            n,
+            RuntimeConst("ptr", "variable"),
+        )
+        for n in range(3)
+    ]
+    value = struct.pack("<Q", 0xFFFF888001234560)
+    text = laid(dict.fromkeys(range(3), value))
+
+    def wrong(found: bytearray, dump: Running | None) -> set[int]:
+        ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(found))
+        states.runtime_consts(ground, sites, dump)
+        return {(address - CALLS) // 16 for address, _ in ground.differences()}
+
+    assert wrong(text, running(image, tmp_path, text, bytes(64) + value)) == set()
+    assert wrong(text, running(image, tmp_path, text, bytes(64) + struct.pack("<Q", 7))) == {0, 1, 2}
+    assert wrong(text, None) == set()
+    odd = laid({0: value, 1: value, 2: struct.pack("<Q", 7)})
+    assert wrong(odd, None) == {2}
+
+
+@pytest.mark.parametrize(("count", "explained"), [(0, {False}), (1, {True}), (7, {True}), (-1, {False, True})])
+def test_the_count_of_a_key(image: Image, tmp_path: Path, count: int, explained: set[bool]) -> None:
+    """-1 is a key that is being switched on: its one branch may be changed already or not."""
+    site = Site("jump_labels", CALLS, 5, "key", "__jump_table", "", 0, JumpLabel(TEXT + 0x800, KEY, False))
+    good = set()
+    for taken, code in ((False, NOP), (True, near(0xE9, CALLS, TEXT + 0x800))):
+        text = laid({0: code})
+        ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
+        dump = running(image, tmp_path, text, struct.pack("<i", count))
+        states.jump_labels(ground, [site], dump, nops.table("p6"))
+        if next(ground.differences(), None) is None:
+            good.add(taken)
+    assert good == explained
