@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,7 @@ def test_pages_that_are_mapped_more_than_once(tmp_path: Path) -> None:
     dump.write_bytes(data)
     memory = Memory(dump)
     assert memory.read_physical(0x1800, 0x5000) == body[0x1800:0x6800]
+    assert memory.read_physical(0x6100, 0x100) == body[0x6100:0x6200]
     assert memory.read_virtual(0xC0001800, 0x5000) == body[0x1800:0x6800]
     assert memory.read_virtual(0xF0005000, 0x2000) == body[0x3000:0x5000]
     assert memory.read_virtual(0xF0005000, 0x2001) is None
@@ -196,3 +198,32 @@ def test_words_are_found_where_their_addresses_are_aligned(tmp_path: Path) -> No
     memory = Memory(dump)
     places = [memory.addresses_of(memory.physical, x) for x in memory.find_words({0x11223344}, 4)[0x11223344]]
     assert places == [0x100C, 0x9004]
+
+
+def test_what_lies_across_two_pieces_of_a_search_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmipatch.explain.memory.CHUNK", 256)
+    body = bytearray(4096)
+    for place in (250, 510, 1000):
+        body[place : place + 12] = b"here it is.."
+    dump = tmp_path / "dump"
+    dump.write_bytes(body)
+    memory = Memory(dump, 0)
+    assert list(memory.find(b"here it is..", 9)) == [250, 510, 1000]
+    assert list(memory.find(b"here", 2)) == [250, 510]
+    assert list(memory.find(b"here", 9, step=8)) == [1000]
+
+
+def test_address_space_without_memory_is_not_searched(tmp_path: Path) -> None:
+    """/proc/kcore names tens of terabytes for vmalloc: nobody has the time to look for anything there."""
+    data = bytearray(core([(0xC0000000, 0x1000, b"needle".ljust(0x1000)), (0xF0000000, (1 << 64) - 1, b"")]))
+    row = 64 + 56 * 2
+    data[row + 32 : row + 48] = (1 << 36).to_bytes(8, "little") * 2
+    dump = tmp_path / "core"
+    with dump.open("wb") as file:
+        file.write(data)
+        file.truncate(1 << 36)
+    memory = Memory(dump)
+    started = time.monotonic()
+    assert len(list(memory.find(b"needle", 9))) == 1
+    assert time.monotonic() - started < 5
+    assert memory.read_virtual(0xF0001000, 4) == bytes(4)
