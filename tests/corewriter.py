@@ -97,12 +97,14 @@ def kdump(
 
 
 def flattened(data: bytes, piece: int = 5000) -> bytes:
-    """The same as a list of pieces, out of order, the first of them written twice."""
+    """The same as a list of pieces, out of order, the first of them written twice; pieces of zeros are left out."""
     starts = list(range(0, len(data), piece))
     order = [0, *reversed(starts)]
     out = b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1)
     out = out.ljust(PAGE, b"\0")
     for number, at in enumerate(order):
         body = data[at : at + piece] if number else bytes(piece)
+        if number and not any(body):
+            continue
         out += struct.pack(">qq", at, len(body)) + body
     return out + struct.pack(">qq", -1, -1)

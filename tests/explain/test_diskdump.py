@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,40 @@ def test_every_page_is_found(tmp_path: Path, bits: int, how: int, bitmaps: int) 
     assert memory.addresses_of(memory.physical, hit) == 7 * PAGE + 100
     word = int.from_bytes(held[7][96:100], "little")
     assert [memory.addresses_of(memory.physical, x) for x in memory.find_words({word}, 4)[word]] == [7 * PAGE + 96]
+
+
+def test_bits_behind_the_last_frame_mean_nothing(tmp_path: Path) -> None:
+    data = bytearray(kdump({0: b"a" * PAGE, 20: b"b" * PAGE}, bitmaps=1))
+    # 21 frames: the third byte's bits from the sixth on, and all bytes behind it, are no frames.
+    data[2 * PAGE + 2] |= 0xE0
+    data[2 * PAGE + 3 : 2 * PAGE + 90] = b"\xff" * 87
+    dump = tmp_path / "dump"
+    dump.write_bytes(data)
+    assert [(r.start // PAGE, r.size // PAGE) for r in Memory(dump).physical] == [(0, 1), (20, 1)]
+
+
+def test_pieces_that_a_flattened_dump_leaves_out_are_zeros(tmp_path: Path) -> None:
+    held = {frame: bytes(PAGE) if 3 < frame < 9 else bytes((frame,)) * PAGE for frame in range(1, 12)}
+    dump = tmp_path / "dump"
+    whole = kdump(held, how=0)
+    dump.write_bytes(flattened(whole, 512))
+    assert dump.stat().st_size < len(whole)
+    memory = Memory(dump)
+    assert all(memory.read_physical(frame * PAGE, PAGE) == page for frame, page in held.items())
+
+
+def test_a_page_of_another_size_is_damage(tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    data = kdump({1: b"x" * PAGE}, how=ZLIB)
+    short = zlib.compress(b"x" * 100)
+    at = data.index(zlib.compress(b"x" * PAGE))
+    for body in (short, zlib.compress(b"x" * (PAGE + 1))):
+        entry = data.index((at).to_bytes(8, "little"))
+        changed = bytearray(data[:at] + body)
+        changed[entry + 8 : entry + 12] = len(body).to_bytes(4, "little")
+        dump.write_bytes(changed)
+        with pytest.raises(ImageError, match=r"a page of \d+ bytes"):
+            Memory(dump).read_physical(PAGE, 8)
 
 
 @pytest.mark.parametrize("slide", [0, 0x1400000])

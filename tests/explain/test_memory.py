@@ -118,6 +118,9 @@ def test_page_tables(name: str) -> None:
     assert paging.walk(read, root, mode, in_large) == base + 0x12345
     assert paging.walk(read, root, mode, virtual + 0x1000) is None
     assert paging.walk(lambda a, n: None, root, mode, virtual) is None
+    # Bit 0 is the presence; the others mean nothing without it.
+    entries[min(entries)] &= ~1
+    assert paging.walk(read, root, mode, virtual) is None
 
 
 def test_boot_cpu_data_of_32_and_64_bits() -> None:
