@@ -1,8 +1,9 @@
 """lguest: hypercalls by ``int 0x1f``, lguest_data at the head of the state page.
 
-May import base, descriptors, layout and violation.  Numbers are those of ``specs/hypervisors/lguest.toml``; what
-each does is as Linux 2.6.32 has it (drivers/lguest: hypercalls.c, interrupts_and_traps.c, segments.c,
-page_tables.c).  lguest has no error numbers: a grossly wrong call kills the guest, here a :class:`Violation`.
+May import base, descriptors, layout, timing and violation.  Numbers are those of
+``specs/hypervisors/lguest.toml``; what each does is as Linux 2.6.32 has it (drivers/lguest: hypercalls.c,
+interrupts_and_traps.c, segments.c, page_tables.c).  lguest has no error numbers: a grossly wrong call kills the
+guest, here a :class:`Violation`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import NamedTuple
 from vmipatch.emu.hypervisors.base import Base
 from vmipatch.emu.hypervisors.descriptors import PRESENT
 from vmipatch.emu.hypervisors.layout import PAGE, is_host
+from vmipatch.emu.hypervisors.timing import REAL
 from vmipatch.emu.hypervisors.violation import Violation
 
 TRAP_ENTRY = 0x1F
 NEVER_THE_GUESTS = frozenset((2, 8, 15, TRAP_ENTRY))  # vectors whose entries lguest silently keeps for itself
 GDT_ENTRIES = 8192  # lguest itself has Linux's 32
 IDT_ENTRIES = 256
+TLS_FIRST, TLS_ENTRIES = 6, 3  # GDT_ENTRY_TLS_MIN, GDT_ENTRY_TLS_ENTRIES of Linux on i386
 STACK_PAGES = 2
 RING_SIZE, DONE = 64, 0xFF
 CALL = struct.Struct("<5I")  # struct hcall_args
@@ -41,6 +44,7 @@ class Personality(Base):
     name = "lguest"
     own_vectors = frozenset((TRAP_ENTRY,))
     watched_tables = frozenset()  # the guest always says what it wrote
+    told_of_tables = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,10 +57,12 @@ class Personality(Base):
             "LOAD_IDT_ENTRY": self._load_idt_entry,
             "SET_STACK": self._set_stack,
             "TS": self._ts,
+            "SET_CLOCKEVENT": self._set_clockevent,
             "HALT": self._halt,
             "SET_PMD": self._set_directory,
             "SET_PTE": self._set_pte,
             "SET_PGD": self._set_directory,
+            "LOAD_TLS": self._load_tls,
             "LOAD_GDT_ENTRY": self._load_gdt_entry,
             "SEND_INTERRUPTS": self._send_interrupts,
         }
@@ -168,6 +174,13 @@ class Personality(Base):
         self.tables.put_gdt(number, (low, high))
         self.tables.refresh_segments()
 
+    def _load_tls(self, args: Arguments) -> None:
+        """Three entries at once, at a linear address."""
+        entries = self.guest.read(args.ebx, 8 * TLS_ENTRIES, "LOAD_TLS")
+        self.calls["WriteGDTEntry"] += TLS_ENTRIES
+        self.tables.put_gdt(TLS_FIRST, struct.unpack(f"<{2 * TLS_ENTRIES}I", entries))
+        self.tables.refresh_segments()
+
     def _load_idt_entry(self, args: Arguments) -> None:
         number, low, high = args.ebx, args.ecx, args.edx
         self.tables.idt = self.state.get_table("idt")
@@ -196,6 +209,16 @@ class Personality(Base):
     def _ts(self, args: Arguments) -> None:
         self.calls["SetCR0" if args.ebx else "CLTS"] += 1
         self.control.set_ts(bool(args.ebx))
+
+    def _set_clockevent(self, args: Arguments) -> None:
+        """One timer interrupt, on IRQ 0, in that many nanoseconds; 0: none."""
+        if args.ebx == 0:
+            self.calls["CancelAlarm"] += 1
+            self.alarms.cancel(REAL)
+        else:
+            self.calls["SetAlarm"] += 1
+            ahead = args.ebx // self.machine.clock.ns_per_instruction
+            self.alarms.set(REAL, self.alarms.counter(REAL) + ahead, 0)
 
     def _halt(self, args: Arguments) -> None:
         self.calls["Halt"] += 1
