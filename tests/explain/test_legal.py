@@ -62,6 +62,18 @@ def test_every_running_state_is_legal(entries: dict[int, Legal], machine: Machin
     assert all(text[i] == disk[i] for i in range(len(disk)) if i not in legal_bytes)
 
 
+def test_patterns_match_their_form_and_nothing_else(entries: dict[int, Legal]) -> None:
+    text = (made.TEXT, made.TEXT + 0x3000)
+    trampoline, traced = entries[made.TRAMPOLINE], entries[function(4)]
+    assert matches(trampoline, call(0xE9, made.TRAMPOLINE, function(9)), 32, text) == "static-call"
+    assert matches(trampoline, call(0xE8, made.TRAMPOLINE, function(9)), 32, text) == "static-call"
+    assert matches(trampoline, b"\xeb" + bytes(4), 32, text) is None
+    assert matches(traced, call(0xE8, traced.address, 0xF8000000), 32, text) == "ftrace-call"
+    assert matches(traced, call(0xE9, traced.address, 0xF8000000), 32, text) is None
+    lock = entries[function(4) + made.OFF_LOCK]
+    assert [matches(lock, code, 32, text) is not None for code in (b"\xf0", b"\x3e", b"\x90")] == [True, True, False]
+
+
 def run(*words: object) -> tuple[int, str, str]:
     app = typer.Typer()
     app.command()(command)
