@@ -10,8 +10,10 @@ import pytest
 
 from tests.explain import running as made
 from tests.explain.running import NOP5, Machine, call, function
+from vmipatch.annotate import Site
+from vmipatch.annotate.site import Lock
 from vmipatch.errors import ImageError, UsageError, VmipatchError
-from vmipatch.explain import Explanation, Memory, explain
+from vmipatch.explain import Explanation, Memory, explain, runs
 from vmipatch.image import Image, open_image
 
 
@@ -169,6 +171,41 @@ def test_the_key_decides_a_static_call(image: Image, dump: Path) -> None:
     machine.put(made.TRAMPOLINE, b"\xc3\xcc\xcc\xcc\xcc")
     machine.put(made.CALL_KEY, struct.pack("<I", 0))
     assert run(image, machine, dump).unexplained == []
+
+
+def test_an_updated_static_call_of_a_moved_kernel(image: Image, dump: Path) -> None:
+    """The key holds the running address, the trampoline goes to it: both less the slide."""
+    slide = 0x1800000
+    machine = Machine(slide=slide)
+    machine.put(made.TRAMPOLINE, call(0xE9, made.TRAMPOLINE, function(7)))
+    machine.put(made.CALL_KEY, struct.pack("<I", function(7) + slide))
+    dump.write_bytes(machine.bytes)
+    assert explain(image, Memory(dump, made.PHYSICAL + slide)).unexplained == []
+    machine.put(made.CALL_KEY, struct.pack("<I", function(7)))
+    dump.write_bytes(machine.bytes)
+    assert explain(image, Memory(dump, made.PHYSICAL + slide)).unexplained
+
+
+def test_a_byte_inside_an_instruction_is_shown_with_the_whole_of_it(image: Image, dump: Path) -> None:
+    machine = Machine()
+    where = function(21) + made.OFF_POINTER + 3
+    machine.put(where, b"\x77")
+    (found,) = run(image, machine, dump).unexplained
+    assert (found.address, found.symbol, found.offset) == (where, "f21", made.OFF_POINTER + 3)
+    assert found.instructions_expected == (f"mov eax, {made.RODATA + 21:#x}",)
+    value = (made.RODATA + 21) & 0xFF00FFFF | 0x770000
+    assert found.instructions_found == (f"mov eax, {value:#x}",)
+
+
+def test_of_two_sites_the_smaller_is_named() -> None:
+    sites = [Site("f", 0x100, 16, "outer", "", "", 0, Lock())]
+    sites += [Site("f", 0x104, 4, "inner", "", "", 1, Lock()), Site("f", 0x105, 8, "other", "", "", 2, Lock())]
+    index = runs._Sites(sites)
+    named = {
+        address: site.op if (site := index.at(address)) else None for address in (0xFF, 0x100, 0x105, 0x108, 0x10F)
+    }
+    assert named == {0xFF: None, 0x100: "outer", 0x105: "inner", 0x108: "other", 0x10F: "outer"}
+    assert index.at(0x110) is None
 
 
 def test_planted_breakpoints_and_calls_are_unexplained_and_hinted_at(image: Image, dump: Path) -> None:
