@@ -317,6 +317,10 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
             linear, length = linear + size & 0xFFFFFFFF, length - size
         return bytes(result)
 
+    def peek(self, linear: int) -> int:
+        """A word as the kernel's own load would find it, through the TLB; -1 where it is not mapped."""
+        return int(api.peek_linear(self, linear & 0xFFFFFFFF, 4))
+
     def write_linear(self, linear: int, data: bytes) -> bool:
         """Store at a linear address, read-only pages included; False (and nothing stored in the
         page that is missing) where a page is not mapped."""

@@ -51,6 +51,8 @@ class Base:
     own_vectors: frozenset[int] = frozenset()
     watched_tables: frozenset[str] = frozenset(("gdt", "ldt", "idt"))
     """Descriptor tables whose pages are guarded, so that a write without a call counts too."""
+    told_of_tables = True
+    """Whether AllocatePage and ReleasePage reach the host."""
 
     def __init__(self) -> None:
         from vmipatch.rombuild import hypervisor
@@ -173,13 +175,14 @@ class Base:
                 cpu.set(name, selector if selector & 3 else selector | 1)
         self.iopl = flags & IOPL
         cpu.set("eflags", flags & ~IOPL | IF)
-        self._hook(frozenset(range(256)) - self.tables.direct)
+        self.set_hooks(frozenset(range(256)) - self.tables.direct)
         self.active = True
         self.virtual_if = bool(flags & IF)
         self.interrupts.line = line
         self.interrupts.update()
 
-    def _hook(self, vectors: frozenset[int]) -> None:
+    def set_hooks(self, vectors: frozenset[int]) -> None:
+        """These vectors leave the processor, and no others."""
         for vector in vectors ^ self._hooked:
             self.machine.cpu.hook_vector(vector, vector in vectors)
         self._hooked = vectors
@@ -187,7 +190,7 @@ class Base:
     def hook_vector(self, vector: int, hooked: bool) -> None:
         """Make a vector exit, or let the processor deliver it by itself."""
         if self.active:
-            self._hook(self._hooked | {vector} if hooked else self._hooked - {vector})
+            self.set_hooks(self._hooked | {vector} if hooked else self._hooked - {vector})
 
     # --- the state page's peculiar fields ---------------------------------------------
 
@@ -386,7 +389,7 @@ class Base:
         self.interrupts.line, processors, paging, tables, control, alarms = saved[7:]
         self.processors = dict(processors)
         if hooked != self._hooked:
-            self._hook(hooked)
+            self.set_hooks(hooked)
         self.paging.restore(paging)
         self.tables.restore(tables)
         self.control.restore(control)
@@ -401,7 +404,7 @@ def native_view(cpu: Any) -> dict[str, int]:
     values["if"], values["iopl"] = int(bool(flags & IF)), (flags & IOPL) >> 12
     values["efer"] = 0x800 * cpu.efer_nx
     base, limit = cpu.get("tr_base"), cpu.get("tr_limit")
-    raw = cpu.read_linear(base + 4, 8) if limit >= 12 else None
+    raw = cpu.read_linear(base + 4, 8) if limit >= 12 and cpu.get("tr") & 0xFFFC else None
     values["stack_esp"], values["stack_ss"] = struct.unpack("<II", raw) if raw else (0, 0)
     values["stack_ss"] &= 0xFFFF
     return values

@@ -18,6 +18,7 @@ class Personality(Base):
     def attach(self, machine: Machine) -> None:
         """Stand by; there is nothing to do."""
         self.machine = machine
+        self._hooked = frozenset()
         machine.personality = self
 
     def start(self, rom: int) -> int:
@@ -29,8 +30,11 @@ class Personality(Base):
         return native_view(self.machine.cpu)
 
     def save(self) -> Any:
-        """There is no state."""
-        return ()
+        """Nothing but the hooks."""
+        return self._hooked
 
     def restore(self, saved: Any) -> None:
-        """There is no state."""
+        """Nothing but the hooks."""
+        hooked = frozenset() if saved is None else saved
+        if hooked != self._hooked:
+            self.set_hooks(hooked)

@@ -63,6 +63,12 @@ class Alarms:
         timer.disarm()
         return was
 
+    def armed(self, flags: int) -> tuple[int, int] | None:
+        """Expiry and period, in cycles, of the alarm on that counter; None if there is none."""
+        kind = flags & COUNTER_MASK
+        timer = self._timers.get(kind)
+        return None if timer is None or timer.deadline == NEVER else self._set[kind][:2]
+
     def _arm(self, kind: int) -> None:
         ahead = max(0, self._set[kind][0] - self.counter(kind))
         self._timers[kind].arm(self._clock.now + ahead * self._clock.ns_per_instruction)

@@ -179,6 +179,10 @@ class Board:
             level = self.filter_interrupt(level)
         self.processor.interrupt_line = level
 
+    def refresh_interrupt(self) -> None:
+        """Drive the processor's pin anew: somebody else has set it."""
+        self._update_interrupt()
+
     def _acknowledge(self) -> int:
         if self.apic.pending() or not self.pic.output:
             return self.apic.acknowledge() if self.apic.enabled else self.pic.acknowledge()

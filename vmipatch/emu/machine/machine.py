@@ -155,6 +155,11 @@ class Machine:
                 self.left(left)
         return self.outcome()
 
+    @property
+    def ended(self) -> str | None:
+        """Why the run is over, for whoever drives the processor himself; None while it may go on."""
+        return self._reason
+
     def outcome(self) -> Outcome:
         """How the last run ended."""
         return Outcome(self._reason or "stopped", self.cpu.instructions, self.clock.now, self.board.exit_code)

@@ -1,0 +1,217 @@
+"""The test stand: one machine with the kernel and the ROM, and states of it to start from, each in two forms.
+
+May import emu, patch's results, rombuild and the other parts of this package.  The kernel is booted on the bare
+machine with the ROM in place but no hypervisor behind it, so it stays native (and leaves room for the hole).  At
+chosen moments of that run the machine is kept twice: as it is, at CPL 0, and as the hypervisor's init call leaves
+it.  Both forms are thus one state.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vmipatch.emu.firmware import option_rom
+from vmipatch.emu.firmware.boot import BootOptions, boot
+from vmipatch.emu.hypervisors import create
+from vmipatch.emu.hypervisors.base import OK
+from vmipatch.emu.hypervisors.violation import Violation
+from vmipatch.emu.machine.board import MEBIBYTE, BoardOptions
+from vmipatch.emu.machine.machine import Machine, Outcome
+from vmipatch.emu.machine.snapshot import Snapshot
+from vmipatch.errors import EmulatorError
+from vmipatch.validate import reference
+from vmipatch.validate.subject import REGISTERS, Subject
+
+REFERENCE = 0xD8000
+"""Physical address of the native code that stubs are compared with; behind it, where a call returns to."""
+BACK = 0xDFFF0
+STACK_WORDS = 16
+SEEN_PER_SITE = 3
+MOST_BREAKPOINTS = 1000
+EVERY_VECTOR = frozenset(range(256))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is booted, and how."""
+
+    kernel: bytes
+    file: str
+    rom: bytes
+    rom_base: int
+    hypervisor: str
+    append: str = ""
+    initrd: bytes | None = None
+    memory_mib: int = 64
+    until: str = "vmi-guest: done"
+    limit: int = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A site as the native run met it: instruction count, registers, EFLAGS, the words on the stack."""
+
+    at: int
+    registers: dict[str, int]
+    flags: int
+    stack: tuple[int, ...]
+
+
+@dataclass
+class Base:
+    """One moment of the native run, in both forms; ``instructions`` since power-on."""
+
+    instructions: int
+    native: Snapshot
+    lowered: Snapshot
+
+
+@dataclass
+class Stand:
+    """The machine, the moments, and what the native run saw at each site."""
+
+    setup: Setup
+    machine: Machine
+    page_offset: int
+    bases: list[Base] = field(default_factory=list)
+    seen: dict[int, list[Seen]] = field(default_factory=dict)
+    native_run: Outcome | None = None
+    rejected_bases: list[str] = field(default_factory=list)
+    stubs: dict[str, int] = field(default_factory=dict)
+    references: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rom(self) -> int:
+        """The linear address of the ROM."""
+        return (self.page_offset + self.setup.rom_base) & 0xFFFFFFFF
+
+    @property
+    def back(self) -> int:
+        """The linear address that a call returns to."""
+        return (self.page_offset + BACK) & 0xFFFFFFFF
+
+
+def build_machine(setup: Setup, *, hypervisor: bool, rom: bool, kernel: bytes | None = None) -> Machine:
+    """A machine about to enter the kernel; ``hypervisor``: it can be found by the guest."""
+    machine = Machine(BoardOptions(ram_bytes=setup.memory_mib * MEBIBYTE, vga=True))
+    plain = dict(machine.cpu.leaves)  # type: ignore[call-overload]
+    personality: Any = create(setup.hypervisor)
+    personality.attach(machine)
+    if not hypervisor:
+        machine.cpu.leaves = plain
+    options = BootOptions(
+        append=setup.append, initrd=setup.initrd, rom=setup.rom if rom else None, rom_base=setup.rom_base
+    )
+    boot(machine, setup.kernel if kernel is None else kernel, options, setup.file)
+    return machine
+
+
+def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: str, moments: int) -> Stand:
+    """Boot twice: once to see the sites and the end, once to keep the moments.
+
+    Raises :class:`EmulatorError` where the kernel does not come to its end natively.
+    """
+    with_rom = setup.hypervisor != "native"
+    first = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), abi)
+    stand = Stand(setup, first, page_offset)
+    stand.native_run = _watch(stand, first, subjects)
+    if stand.native_run.reason not in ("until", "poweroff") or not _reached(first, setup.until):
+        raise EmulatorError(
+            f"the kernel does not come to {setup.until!r} on the bare machine: {stand.native_run.reason} after "
+            f"{stand.native_run.instructions} instructions",
+            file=setup.file,
+        )
+    hits = sorted({s.at for many in stand.seen.values() for s in many})
+    chosen = sorted({hits[i * (len(hits) - 1) // max(1, moments - 1)] for i in range(moments)}) if hits else []
+    machine = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), abi)
+    stand.machine = machine
+    if not with_rom:
+        option_rom.place(machine, setup.rom, setup.rom_base)
+    for at in chosen:
+        _keep(stand, machine, at)
+    return stand
+
+
+def _reached(machine: Machine, until: str) -> bool:
+    return until.encode() in bytes(machine.board.consoles.serial)
+
+
+def _with_reference(machine: Machine, abi: str) -> Machine:
+    code, _ = reference.blob(abi)
+    bridge = machine.board.host_bridge
+    bridge.set_attributes(REFERENCE, REFERENCE + 0x8000, 3)
+    machine.memory.write(REFERENCE, code)
+    return machine
+
+
+def _watch(stand: Stand, machine: Machine, subjects: Sequence[Subject]) -> Outcome:
+    """Run to the end, noting registers and stack the first times that each site is met at CPL 0."""
+    cpu = machine.cpu
+    wanted = [s.address for s in subjects if not s.is_call][:MOST_BREAKPOINTS]
+    for address in wanted:
+        cpu.add_breakpoint(address)
+
+    def note(_: Machine) -> bool:
+        address = cpu.linear_eip
+        many = stand.seen.setdefault(address, [])
+        if cpu.get("cpl") == 0 and cpu.get("cr0") >> 31:
+            esp = cpu.get("esp")
+            raw = cpu.read_linear(esp, 4 * STACK_WORDS)
+            if raw is not None:
+                registers = {name: cpu.get(name) for name in REGISTERS}
+                many.append(Seen(cpu.instructions, registers, cpu.eflags, struct.unpack(f"<{STACK_WORDS}I", raw)))
+        if len(many) >= SEEN_PER_SITE:
+            cpu.remove_breakpoint(address)
+        return True
+
+    machine.hooks[machine.exit.BREAKPOINT] = note
+    outcome = machine.run(stand.setup.limit, stand.setup.until)
+    for address in wanted:
+        cpu.remove_breakpoint(address)
+    return outcome
+
+
+def _keep(stand: Stand, machine: Machine, at: int) -> None:
+    """Run on to an instruction, and keep the machine there in both forms."""
+    machine.run(limit=at)
+    personality: Any = machine.personality
+    if machine.cpu.get("cpl") or not machine.cpu.get("cr0") >> 31:
+        stand.rejected_bases.append(f"at instruction {at}: not the kernel")
+        return
+    plain = machine.snapshot()
+    # Every fault and interrupt of the native form ends a trial, too.
+    personality.set_hooks(EVERY_VECTOR)
+    native = machine.snapshot()
+    machine.restore(plain)
+    lowered = native
+    if stand.setup.hypervisor != "native":
+        try:
+            result = personality.start(stand.rom)
+        except Violation as violation:
+            result = str(violation)
+        if result != OK:
+            stand.rejected_bases.append(f"at instruction {at}: the init call says {result}")
+            machine.restore(plain)
+            return
+        lowered = machine.snapshot()
+        machine.restore(plain)
+    stand.bases.append(Base(at, native, lowered))
+
+
+def places(stand: Stand, stubs: Iterable[tuple[str, int]], abi: str) -> None:
+    """Fill in where the ROM's stubs and the native code are, as the kernel sees them."""
+    stand.stubs = {name: (stand.rom + offset) & 0xFFFFFFFF for name, offset in stubs}
+    _, offsets = reference.blob(abi)
+    stand.references = {name: (stand.page_offset + REFERENCE + offset) & 0xFFFFFFFF for name, offset in offsets.items()}
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes; raises :class:`EmulatorError`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EmulatorError(f"cannot be read: {error.strerror or error}", file=path) from error
