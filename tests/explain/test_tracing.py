@@ -19,7 +19,7 @@ from vmipatch.image import Image, open_image
 TEXT, DATA = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000
 CALLER, REGS, STUB, CALLBACK, OTHER = TEXT, TEXT + 0x40, TEXT + 0x80, TEXT + 0x90, TEXT + 0xA0
 TRACE_FUNCTION = DATA + 0x80
-SITES = [TEXT + 0x200 + 0x20 * n for n in range(8)]
+SITES = [TEXT + 0x200 + 0x20 * n for n in range(16)]
 POOL = 0xFFFF888000100000
 """Memory outside the image: records, probes."""
 MODULES = 0xFFFFFFFFC0000000
@@ -152,6 +152,16 @@ def test_an_address_alone_is_no_record(image: Image, tmp_path: Path) -> None:
     assert machine.traced(image, tmp_path)[0] == set()
     machine.records({4: 1})
     assert machine.traced(image, tmp_path)[0] == {SITES[4]}
+
+
+def test_records_in_many_blocks_are_all_found(image: Image, tmp_path: Path) -> None:
+    machine = Machine()
+    for n, site in enumerate(SITES):
+        machine.put(site, near(0xE8, site, CALLER))
+        # Two neighbours a block, and the blocks in no order.
+        place = POOL + 0x100 * (n // 2 * 5 % 8) + 16 * (n % 2)
+        machine.put(place, struct.pack("<QQ", site, ENABLED | 1 if n != 11 else 1))
+    assert machine.traced(image, tmp_path)[0] == {SITES[11]}
 
 
 @pytest.mark.parametrize("variable", [True, False])

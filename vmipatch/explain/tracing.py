@@ -7,7 +7,7 @@ pages of records sorted by address.  Imports annotate.site, isa and its sisters 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vmipatch.annotate import Site
 from vmipatch.explain.ground import Ground
@@ -19,8 +19,10 @@ from vmipatch.isa import branch
 _ENABLED, _REGS_EN, _TRAMP_EN, _DIRECT_EN = 1 << 31, 1 << 29, 1 << 27, 1 << 23
 _COUNT = (1 << 20) - 1
 _LENGTH = 5
-MOST_SEARCHES = 64
-"""Passes over the dump: each finds a block of records, of which a kernel has a few."""
+_SEARCHES = 4
+"""Passes over the dump for one site's record each: with it the whole block of records is found, of which there are
+few.  After that one pass looks for all that are left."""
+_MOST_LEFT = 1 << 14
 _MOST_RECORDS = 1 << 16
 _COMPARED = 24
 """Bytes of a trampoline that must be those of ftrace_caller, from which the kernel copies it."""
@@ -31,7 +33,7 @@ def prove(ground: Ground, running: Running, sites: Sequence[Site]) -> list[Prove
     changed = [s for s in sites if _calls(ground, s)]
     if not changed:
         return []
-    records = _Records(running, sorted(s.address for s in sites))
+    records = _Records(running, sorted(s.address for s in sites), [s.address for s in changed])
     callers = {name: running.image.symbols.lookup(name) for name in ("ftrace_caller", "ftrace_regs_caller")}
     result = []
     cause = ground.cause("ftrace")
@@ -130,9 +132,11 @@ def _variable(running: Running, before: int, now: int) -> int | None:
 class _Records:
     """ftrace's records, found by the addresses that they begin with."""
 
-    def __init__(self, running: Running, addresses: list[int]) -> None:
+    def __init__(self, running: Running, addresses: list[int], wanted: list[int]) -> None:
+        """``addresses`` are those of all sites, in order; ``wanted`` those that will be asked for."""
         self._running = running
         self._addresses = addresses
+        self._wanted = wanted
         self._size = running.image.bits // 8
         self._stride = 2 * self._size
         self._flags: dict[int, int] = {}
@@ -140,14 +144,23 @@ class _Records:
 
     def flags(self, address: int) -> int | None:
         """The flags of a site's record; None where the dump has no record of it."""
-        if address not in self._flags and self._searches < MOST_SEARCHES:
+        if address not in self._flags and self._searches < _SEARCHES:
             self._searches += 1
-            wanted = self._running_address(address).to_bytes(self._size, "little")
-            for offset in self._running.memory.find(wanted, 256):
-                if self._is_record(offset, address):
-                    self._block(offset, address)
-                    break
+            value = self._running_address(address).to_bytes(self._size, "little")
+            self._take(address, self._running.memory.find(value, 256))
+            if self._searches == _SEARCHES:
+                left = [a for a in self._wanted if a not in self._flags][:_MOST_LEFT]
+                values = {self._running_address(a): a for a in left}
+                for found, offsets in self._running.memory.find_words(set(values), self._size).items():
+                    self._take(values[found], offsets)
         return self._flags.get(address)
+
+    def _take(self, address: int, offsets: Iterable[int]) -> None:
+        """The block of records around the first of these offsets at which there is one."""
+        if address not in self._flags:
+            place = next((x for x in offsets if self._is_record(x, address)), None)
+            if place is not None:
+                self._block(place, address)
 
     def _running_address(self, address: int) -> int:
         return (address + self._running.slide) & ((1 << self._running.image.bits) - 1)
