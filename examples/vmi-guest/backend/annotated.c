@@ -7,6 +7,7 @@
 #include "calls.h"
 #include "kernel.h"
 #include "ops.h"
+#include "pages.h"
 #include "rom.h"
 
 struct annotation {
@@ -131,6 +132,7 @@ void vmi_setup(void)
     if (rom)
         reserved_top = -rom->virtual_top;
 #endif
+    fixmap_init();
     if (!rom)
         return;
     u32 flags = irq_save();

@@ -411,9 +411,11 @@ void set_linear_mapping(u32 slot, u32 address, u32 pages, u32 frame)
 void vmi_setup(void)
 {
     rom_probe(3, true);
+    if (rom)
+        reserved_top = -rom->virtual_top;
+    fixmap_init();
     if (!rom)
         return;
-    reserved_top = -rom->virtual_top;
     u32 flags = irq_save();
     activate();
     restore_fl(flags & EFLAGS_IF);

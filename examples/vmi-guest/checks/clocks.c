@@ -7,16 +7,18 @@ void check_one_shot(void)
     u32 flags = irq_save();
     time_stop();
     restore_fl(flags);
-    flags = irq_save();
-    u32 before = ticks;
-    time_one_shot();
-    restore_fl(flags);
-    while (ticks == before) {
-        irq_disable();
-        if (ticks == before)
-            safe_halt();
-        else
-            irq_enable();
+    for (u32 turn = 0; turn < 3; turn++) {
+        flags = irq_save();
+        u32 before = ticks;
+        time_one_shot(turn == 0);
+        restore_fl(flags);
+        while (ticks == before) {
+            irq_disable();
+            if (ticks == before)
+                safe_halt();
+            else
+                irq_enable();
+        }
     }
     time_init();
     wait_ticks(2);

@@ -78,7 +78,7 @@ void port_map_drop(void);
 extern volatile u32 ticks, timer_vector;
 void time_init(void);
 void time_stop(void);
-void time_one_shot(void);
+void time_one_shot(bool soon);
 bool time_lvtt_start(void);
 void time_lvtt_stop(void);
 void timer_interrupt(struct registers *r);

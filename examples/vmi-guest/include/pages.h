@@ -40,6 +40,7 @@ static inline void *frame_address(u32 frame)
 
 /* kernelmap.c */
 enum { FIX_APIC, FIX_TABLE, FIX_TEST, FIX_SLOTS };
+void fixmap_init(void);                 /* when `reserved_top` is known */
 void kernel_map_init(void);
 u32 *kernel_entry(u32 address);         /* the page table entry of an address in the kernel's own tables */
 void set_fixmap(u32 slot, u32 frame, u32 flags);

@@ -18,6 +18,7 @@
 #define SYS_WATCH 13        /* address of a word whose writes trap; 0: none */
 #define SYS_TRAPS 14        /* how many debug traps there were */
 #define SYS_PORTS 15        /* port, 1 allowed, 0 not */
+#define SYS_EXEC 16         /* of a kernel thread: becomes the program of ring 3 */
 
 #define SYS_FAULT ((u32)-14)
 #define SYS_INVALID ((u32)-22)

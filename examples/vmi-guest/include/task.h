@@ -40,9 +40,10 @@ extern volatile bool need_schedule;
 void tasks_init(void);
 void schedule(void);
 void user_program(void);
+void user_entry(void);                  /* an address of ring 3 */
 struct task *task_of_kernel(void (*function)(void));
 struct task *task_fork(struct registers *r);
-struct task *task_of_user(u32 entry, u32 stack);
+void task_become_user(void);            /* a kernel thread gets an address space of its own */
 void NORETURN task_end(u32 status);
 u32 task_wait(u32 *status);             /* number of an ended child, 0 if there is none to wait for */
 void fpu_restore(void);

@@ -113,16 +113,13 @@ struct task *task_of_kernel(void (*function)(void))
     return task;
 }
 
-struct task *task_of_user(u32 entry, u32 stack)
+void task_become_user(void)
 {
-    struct task *task = task_new();
-    struct registers *frame = first_frame(task);
-    *frame = first_registers(entry, USER_CS);
-    frame->esp = stack;
-    frame->ss = USER_DS;
+    struct task *task = current_task();
     space_create(&task->space);
-    task->state = TASK_READY;
-    return task;
+    u32 flags = irq_save();
+    space_switch(&task->space);
+    restore_fl(flags);
 }
 
 struct task *task_fork(struct registers *r)

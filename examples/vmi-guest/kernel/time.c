@@ -92,13 +92,15 @@ void time_stop(void)
         pit_off();
 }
 
-/* One tick, a millisecond from now. */
-void time_one_shot(void)
+/* One tick, a millisecond from now, or as soon as can be: an alarm whose time has come when it is set is not lost. */
+void time_one_shot(bool soon)
 {
-    if (have_alarms())
-        set_alarm(VMI_CYCLES_REAL | wiring, cycle_counter(VMI_CYCLES_REAL) + divided(cycle_frequency(), TICKS_PER_SECOND), 0);
-    else
+    if (have_alarms()) {
+        u64 delta = soon ? 1 : divided(cycle_frequency(), TICKS_PER_SECOND);
+        set_alarm(VMI_CYCLES_REAL | wiring, cycle_counter(VMI_CYCLES_REAL) + delta, 0);
+    } else {
         pit(0x30, PIT_HZ / TICKS_PER_SECOND);
+    }
 }
 
 /* The tick moves to the local APIC; false where there is none. */

@@ -1,12 +1,18 @@
 /* The program of ring 3, from its first instruction to its end. */
+#include "syscalls.h"
 #include "task.h"
 
-void user_entry(void);
+/* As the first process of Linux comes to be: a kernel thread calls the kernel, and the call returns to ring 3. */
+static void first_process(void)
+{
+    asm volatile("int $0x80" ::"a"(SYS_EXEC) : "memory");
+    task_end(1);
+}
 
 void user_program(void)
 {
     u32 status = 1, before = frames_free();
-    task_of_user((u32)user_entry, USER_STACK_TOP - 16);
+    task_of_kernel(first_process);
     EXPECT("ring 3", "that it is a child", task_wait(&status) != 0, true);
     EXPECT("ring 3", "the status of the program", status, 0);
     /* The page that tasks share stays: it has the kernel as a user. */

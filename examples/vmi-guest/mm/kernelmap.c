@@ -12,6 +12,7 @@ struct address_space kernel_space = {kernel_directory};
 struct address_space *current_space = &kernel_space;
 
 static u32 global;
+static u32 fixmap_table[1024] PAGE_ALIGNED;
 
 /* Linux: the fixed mappings end a page below the hypervisor's. */
 u32 fixmap_address(u32 slot)
@@ -37,6 +38,17 @@ void set_fixmap(u32 slot, u32 frame, u32 flags)
     u32 address = fixmap_address(slot);
     set_pte_at(NULL, address, kernel_entry(address), flags ? frame << 12 | flags | global : 0);
     flush_tlb_single(address);
+}
+
+/*
+ * The fixed mappings get their table as soon as it is known where they end: before VMI_Init, which finds a table of
+ * the kernel's in the boot directory that it was never told of. Linux does so for early_ioremap.
+ */
+void fixmap_init(void)
+{
+    u32 top = fixmap_address(0);
+    EXPECT("memory", "the directory entries of fixed mappings", fixmap_address(FIX_SLOTS - 1) >> 22, top >> 22);
+    set_pmd(&kernel_directory[top >> 22], (kernel_frame(fixmap_table) << 12) | KERNEL_PAGE);
 }
 
 static void map_low_memory(void)
@@ -78,10 +90,6 @@ void kernel_map_init(void)
     alloc_pd(kernel_frame(kernel_directory));
     map_low_memory();
     add_table(TRY_TABLE);
-    u32 top = fixmap_address(0), bottom = fixmap_address(FIX_SLOTS - 1);
-    add_table(top);
-    if (bottom >> 22 != top >> 22)
-        add_table(bottom);
 #ifndef FORM_MAINLINE
     add_table(APIC_LINEAR);
 #endif
