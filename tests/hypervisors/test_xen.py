@@ -92,8 +92,8 @@ def answer_irq0(guest: PagedGuest) -> None:
 @pytest.mark.parametrize("flags", [0, 4])
 def test_the_trap_table(flags: int) -> None:
     guest = started(interrupts=True)
-    handler = BASE + FREE
-    guest.memory.write(FREE, b"\xeb\xfe")
+    handler = BASE + FREE + 1
+    guest.memory.write(FREE + 1, b"\xeb\xfe")
     assert traps(guest, (6, flags, 0x61, handler)) == 0
     guest.run("ud2", limit=5)
     assert guest.cpu.get("eip") == handler
@@ -117,6 +117,14 @@ def test_the_privilege_level_says_who_may_enter(flags: int, vector: int) -> None
     assert traps(guest, (0x40, flags, 0x61, BASE + FREE)) == 0
     from_user("int 0x40")(guest)
     assert guest.cpu.get("eip") == BASE + FREE if vector == 0x40 else guest.word(STACK_TOP - 28) == 13
+
+
+def test_the_empty_entry_ends_the_table() -> None:
+    guest = started()
+    before = list(guest.personality.tables.gates)
+    assert traps(guest, (6, 0, 0x61, BASE + FREE), (0, 0, 0, 0), (7, 0, 0x61, BASE + FREE)) == 0
+    after = guest.personality.tables.gates
+    assert [n for n in range(256) if after[n] != before[n]] == [6]
 
 
 def test_an_empty_table_forgets_all() -> None:

@@ -127,10 +127,7 @@ class Personality(Base):
 
     def undefined(self) -> bool:
         """The prefix with which a guest asks for Xen's CPUID; the processor's own has Xen's answers here."""
-        cpu = self.machine.cpu
-        if cpu.get("cpl") == 0 or not cpu.code_is_32_bit():
-            return False
-        if not decode.fetch(cpu).startswith(CPUID_PREFIX + b"\x0f\xa2"):
+        if not decode.fetch(self.machine.cpu).startswith(CPUID_PREFIX + b"\x0f\xa2"):
             return False
         self.hypercalls["cpuid"] += 1
         self.skip(len(CPUID_PREFIX))
@@ -146,7 +143,6 @@ class Personality(Base):
     # --- traps ------------------------------------------------------------------------
 
     def _set_trap_table(self, args: Arguments) -> int:
-        self.tables.idt = self.state.get_table("idt")
         if args.ebx == 0:
             self.calls["SetIDT"] += 1
             for vector in range(256):
@@ -283,19 +279,21 @@ class Personality(Base):
             return -EINVAL
         if not self._store(address, struct.pack("<II", args.edx, args.esi)):
             return -EINVAL
-        self.calls["WriteGDTEntry"] += 1
-        self._follow(address, args.edx, args.esi)
+        self.calls[self._follow(address, args.edx, args.esi)] += 1
         return 0
 
-    def _follow(self, address: int, low: int, high: int) -> None:
-        """The processor's copy of a table follows what was written at a machine address."""
+    def _follow(self, address: int, low: int, high: int) -> str:
+        """The processor's copy of a table follows what was written at a machine address; the call it was."""
         tables = self.tables
+        name = "WriteGDTEntry"
         for base, limit, put in ((*tables.gdt, tables.put_gdt), (*tables.ldt[1:], tables.put_ldt)):
             first = base & ~0xFFF
             for page in range(first, base + limit + 1 if limit else first, PAGE):
                 index, odd = divmod(page + address % PAGE - base, 8)
                 if self._frame_of(page) == address // PAGE and not odd and 0 <= index <= limit >> 3:
                     put(index, (low, high))
+                    name = "WriteLDTEntry" if put == tables.put_ldt else name
+        return name
 
     def _set_ldt(self, linear: int, entries: int) -> None:
         if entries > 8192:
