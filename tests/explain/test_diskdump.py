@@ -126,6 +126,7 @@ def test_what_cannot_be_read_is_said(image: Image, tmp_path: Path) -> None:
     assert "cut short" in refused(flattened(data)[: 2 * PAGE])
     assert "without content" in refused(flattened(data)[:PAGE])
     assert "block size" in refused(data[:400] + bytes(112) + data[512:])
+    assert "text is not in it" in refused(data[: 2 * PAGE] + bytes(2 * PAGE) + data[4 * PAGE :])  # no page at all
     broken = bytearray(data)
     broken[-600:-300] = bytes(300)
     assert "cannot be unpacked" in refused(bytes(broken))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from vmipatch.errors import AddressError, ImageError
 from vmipatch.explain.memory import PAGE, Memory, Region
@@ -23,8 +24,10 @@ SAMPLES = 64
 MOST_BANNERS = 64
 _BANNER = re.compile(rb"Linux version \d+\.\d+[ -~]{0,1000}")
 _SHOWN = 90
-_TRIED = 16
+_TRIED, _LEAST_TRIED = 16, 4
 """Pieces of the text that are searched for at every offset of a dump that has no text where it should be."""
+_SEARCHED = 1 << 34
+"""Bytes that are read for that, unless the dump is so large that the least number of pieces takes more."""
 _PIECE = 24
 _LEAST_VALUES = 8
 """Different bytes in such a piece: less is padding, of which there is more than one place."""
@@ -168,7 +171,8 @@ def _banners_in(memory: Memory, own: Iterable[str]) -> tuple[bool, str | None]:
 
 def _misplaced(image: Image, memory: Memory, text: Section) -> int:
     """How far past a page boundary the kernel's text stands in the dump; 0 where it stands on one or is not found."""
-    for piece in _pieces(image, text):
+    tries = max(_LEAST_TRIED, min(_TRIED, _SEARCHED // max(1, memory.size)))
+    for piece in islice(_pieces(image, text), tries):
         for hit in memory.find(image.read(piece, _PIECE), 4):
             for regions, linked in ((memory.physical, physical(image, piece)), (memory.virtual, piece)):
                 at = memory.addresses_of(regions, hit)
@@ -184,11 +188,7 @@ def _misplaced(image: Image, memory: Memory, text: Section) -> int:
 
 def _pieces(image: Image, text: Section) -> Iterator[int]:
     """Addresses of a few pieces of the text that are no padding."""
-    found = 0
     # An odd step: pieces begin anywhere in their functions, some where the kernel patches nothing.
     for address in range(text.address, text.end - _PIECE, max(PAGE // 64, text.size // (4 * _TRIED)) | 1):
         if len(set(image.read(address, _PIECE))) >= _LEAST_VALUES:
             yield address
-            found += 1
-            if found == _TRIED:
-                return
