@@ -122,9 +122,10 @@ def test_the_privilege_level_says_who_may_enter(flags: int, vector: int) -> None
 def test_the_empty_entry_ends_the_table() -> None:
     guest = started()
     before = list(guest.personality.tables.gates)
-    assert traps(guest, (6, 0, 0x61, BASE + FREE), (0, 0, 0, 0), (7, 0, 0x61, BASE + FREE)) == 0
+    entries = ((6, 0, 0x61, BASE + FREE), (5, 0, 0x61, BASE + FREE), (0, 0, 0, 0), (7, 0, 0x61, BASE + FREE))
+    assert traps(guest, *entries) == 0
     after = guest.personality.tables.gates
-    assert [n for n in range(256) if after[n] != before[n]] == [6]
+    assert [n for n in range(256) if after[n] != before[n]] == [5, 6]
 
 
 def test_an_empty_table_forgets_all() -> None:
@@ -176,6 +177,13 @@ def test_no_execution_and_high_halves_are_kept() -> None:
     value = 1 << 63 | FREE | 3
     assert mmu_update(guest, (place(guest, WINDOW), value)) == 0
     assert guest.memory.read(place(guest, WINDOW), 8) == value.to_bytes(8, "little")
+
+
+def test_two_level_entries_are_the_low_half() -> None:
+    guest = started()
+    assert mmu_update(guest, (place(guest, WINDOW), 0x1234567800000000 | FREE | 3)) == 0
+    assert guest.word(place(guest, WINDOW)) == FREE | 3
+    assert guest.word(place(guest, WINDOW) + 4) == WINDOW - BASE + 0x1000 | 3
 
 
 @BOTH
@@ -400,6 +408,24 @@ def test_iret_within_the_kernel() -> None:
     assert (cpu.get("eax"), cpu.get("eip"), cpu.get("esp"), cpu.get("cpl")) == (7, BASE + FREE, before, 1)
     assert guest.personality.virtual_if
     assert cpu.eflags & 0x44 == 0x44
+
+
+def test_iret_to_virtual_8086_mode() -> None:
+    guest = started()
+    # Real-mode addresses need a mapping of low memory for users: the first page table, at linear 0.
+    assert mmu_update(guest, (DIRECTORY, guest.user_table | 7)) == 0
+    table = guest.user_table
+    assert mmu_update(guest, (table + 0x50 * 4, DATA | 7), (table + 0x51 * 4, FREE | 7)) == 0
+    guest.memory.write(DATA, b"\xeb\xfe")
+    to_frame(guest, 5, 0, 0x5000, 0x23202, 0x800, 0x5100, 0x1111, 0x2222, 0x3333, 0x4444)
+    cpu = guest.cpu
+    assert (cpu.mode, cpu.get("cpl"), cpu.get("eax")) == ("v86", 3, 5)
+    selectors = [cpu.get(name) for name in ("cs", "ss", "es", "ds", "fs", "gs")]
+    assert selectors == [0x5000, 0x5100, 0x1111, 0x2222, 0x3333, 0x4444]
+    assert (cpu.get("eip"), cpu.get("esp"), cpu.get("cs_base")) == (0, 0x800, 0x50000)
+    assert guest.personality.virtual_if
+    assert cpu.eflags & 0x3000 == 0
+    assert guest.personality.calls["IRET"] == 1
 
 
 def test_iret_delivers_what_waits() -> None:
