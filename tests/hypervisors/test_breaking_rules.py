@@ -295,8 +295,20 @@ FORGERIES: dict[str, tuple[Action | After, Ends]] = {
     "fw_cfg's dma to a page table": (fw_cfg_dma(pte()), Harmless()),
     "fw_cfg's dma to a machine-owned page": (fw_cfg_dma(HOST), Harmless()),
     "address line 20 off": (
-        text("in al, 0x92; and al, 0xFD; out 0x92, al", "mov eax, cr3; mov cr3, eax", f"mov al, byte ptr [{STATE:#x}]"),
-        Harmless(),
+        # A good table in an odd megabyte, and where it would be without the line, a forged one.
+        After(
+            with_memory(FREE ^ 0x100000, words(HOST | 3), with_memory(FREE, words(FREE + 0x2000 | 3), hang(FREE))),
+            with_memory(
+                FREE + 0x2000,
+                b"mine",
+                text(
+                    "in al, 0x92; and al, 0xFD; out 0x92, al",
+                    "mov eax, cr3; mov cr3, eax",
+                    "mov eax, dword ptr [0xD0000000]",
+                ),
+            ),
+        ),
+        Harmless((("eax", int.from_bytes(b"mine", "little")),)),
     ),
     "the local apic over the hypervisor's pages": (
         raw(f"mov ecx, 0x1B; mov eax, {HOST | 0x900:#x}; xor edx, edx", "0f30", "mov eax, cr3; mov cr3, eax"),
