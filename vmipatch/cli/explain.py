@@ -23,6 +23,12 @@ def explain(
         Path | None,
         typer.Option("--legal", metavar="OUT", help="Write every byte string that each site may ever hold, as JSON."),
     ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", metavar="F", help="Write the unexplained bytes as SARIF 2.1.0.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="F", help="Write one page to look at: map, places, bytes.")
+    ] = None,
     kernel: Kernel = None,
     system_map: SystemMap = None,
     json: Annotated[bool, typer.Option("--json", help="JSON (schema vmipatch.explain/1).")] = False,
@@ -40,8 +46,8 @@ def explain(
 
     if memory is None and legal is None:
         raise UsageError("what is to be explained? Give --memory DUMP (or --legal OUT)")
-    if memory is None and (base is not None or features is not None):
-        raise UsageError("--base and --features go with --memory")
+    if memory is None and any(x is not None for x in (base, features, sarif, html)):
+        raise UsageError("--base, --features, --sarif and --html go with --memory")
     opened = open_image(image, system_map=system_map)
     if legal is not None:
         from vmipatch.explain import legal as legal_set
@@ -53,6 +59,12 @@ def explain(
         cpu = None if features is None else from_features(features)
         dump = Memory(memory, None if base is None else number(base))
         found = run(opened, dump, cpu=cpu, kernel=parse(kernel))
+        if html is not None:
+            from vmipatch.report.html import render
+            from vmipatch.report.pages import explain_page
+            from vmipatch.report.writing import write_text
+
+            write_text(html, render(explain_page(opened, str(memory), found)))
         (report.as_json if json else report.as_table)(opened, str(memory), found)
         if found.unexplained_bytes:
             raise typer.Exit(1)

@@ -89,6 +89,7 @@ def explain(
         evidence=evidence + said,
         unexplained=listed, runs=number, proved=proved,
         warnings=list(dict.fromkeys([*warnings, *planned.warnings])),
+        ground=ground, sites=tuple(everything),
     )  # fmt: skip
 
 

@@ -100,11 +100,14 @@ class Ground:
 
 def _runs(one: bytes | bytearray, two: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Where two byte strings of one length differ."""
-    if one == two:
-        return
-    mixed = int.from_bytes(one, "little") ^ int.from_bytes(two, "little")
-    for match in _RUN.finditer(mixed.to_bytes(len(one), "little")):
-        yield match.span()
+    if one != two:
+        mixed = int.from_bytes(one, "little") ^ int.from_bytes(two, "little")
+        yield from runs_of(mixed.to_bytes(len(one), "little"))
+
+
+def runs_of(mask: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of every run of bytes that are not zero."""
+    return (match.span() for match in _RUN.finditer(mask))
 
 
 def _add(data: bytearray, places: list[int], width: int, value: int) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vmipatch.annotate import Site
+    from vmipatch.explain.ground import Ground
 
 
 class Unexplained(NamedTuple):
@@ -46,6 +50,7 @@ class Explanation:
 
     ``slide`` is what the running kernel adds to them.  ``by_cause`` counts rewritten
     bytes; ``runs`` is how many unexplained runs there are, of which ``unexplained`` has the first.
+    ``ground`` and ``sites`` are what it was found from: explain.places tells of every place that changed.
     """
 
     start: int
@@ -59,6 +64,8 @@ class Explanation:
     runs: int
     proved: list[Proved]
     warnings: list[str] = field(default_factory=list)
+    ground: Ground | None = field(default=None, repr=False, compare=False)
+    sites: tuple[Site, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def explained(self) -> int:

@@ -62,7 +62,7 @@ def _one(ground: Ground, index: _Sites, address: int, length: int, shown: bool) 
     texts: list[tuple[str, ...]] = [(), ()]
     if shown:
         if site is None:
-            start = _boundary(ground, address, named)
+            start = boundary(ground, address, named)
         for i, data in enumerate((ground.found, ground.expected)):
             code = bytes(data[start - ground.base : at + length + _AROUND])
             lines = decode.disassemble(code, ground.image.bits, start)
@@ -75,7 +75,7 @@ def _one(ground: Ground, index: _Sites, address: int, length: int, shown: bool) 
     return Unexplained(address, found, expected, name, offset, what, hint, texts[0], texts[1])
 
 
-def _boundary(ground: Ground, address: int, named: tuple[str, int] | None) -> int:
+def boundary(ground: Ground, address: int, named: tuple[str, int] | None) -> int:
     """The start of the expected instruction that an address lies in, decoding from its symbol on."""
     start = address - named[1] if named is not None and named[1] <= 1 << 14 else address
     if start < ground.base:

@@ -1,0 +1,172 @@
+"""What the HTML pages of the commands show.  Imports report.html and the rooms whose results it shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from vmipatch.explain import Explanation
+from vmipatch.explain.listing import listing
+from vmipatch.explain.places import UNEXPLAINED, Place, places, ranges
+from vmipatch.image import Image
+from vmipatch.report.html import Code, Column, Kind, Page, Row, TextMap
+
+RED = ("#d3281c", "#ff6a5a")
+COLOURS = {
+    UNEXPLAINED: RED,
+    "mcount": ("#93a7bb", "#627b94"),
+    "smp_locks": ("#1f9488", "#35b3a5"),
+    "altinstructions": ("#6a5bd6", "#8f82f0"),
+    "parainstructions": ("#dc8a1a", "#e9a648"),
+    "jump_labels": ("#4c9a2a", "#79c257"),
+    "static_calls": ("#1c73c7", "#56a3ee"),
+    "retpoline_sites": ("#a8459a", "#cf7cc3"),
+    "return_sites": ("#b39a78", "#8f7b5f"),
+    "endbr_seal": ("#8a8a1f", "#b5b54a"),
+    "runtime_consts": ("#c25b86", "#e089ae"),
+    "ftrace": ("#008da0", "#2cc0d4"),
+    "kprobe": ("#cf3f95", "#f078bd"),
+    "optimised kprobe": ("#a32a74", "#d763a6"),
+    "its-thunk": ("#5a6b2f", "#95aa5c"),
+}
+OTHER = (("#7b5ea7", "#a58bd0"), ("#3d7f78", "#69b0a8"), ("#a8683c", "#d4946a"), ("#5b6f93", "#8fa3c7"))
+_HELP = {
+    UNEXPLAINED: "Differs from what should stand there, and nothing in the dump accounts for it.",
+    "mcount": "The call of __fentry__ that a function begins with became a nop at boot.",
+    "smp_locks": "LOCK prefixes that one CPU does not need.",
+    "altinstructions": "Instructions chosen for this CPU at boot.",
+    "parainstructions": "Paravirtual calls made direct, or native instructions put in their place.",
+    "jump_labels": "Branches that static keys decide.",
+    "static_calls": "Direct calls of what a static call names now.",
+    "retpoline_sites": "Indirect branches as this CPU's mitigations want them.",
+    "return_sites": "Returns as this CPU's mitigations want them.",
+    "endbr_seal": "ENDBR that no indirect branch needs.",
+    "runtime_consts": "Values that the kernel put into its code while it started.",
+    "ftrace": "Calls of tracers, proved by ftrace's records.",
+    "kprobe": "Breakpoints, proved by the kernel's kprobes.",
+    "optimised kprobe": "Jumps to detours, proved by the kernel's kprobes.",
+}
+MOST_SYMBOLS = 400_000
+
+
+def explain_page(image: Image, memory: str, found: Explanation) -> Page:
+    """Of an explanation: every byte by cause, every place that changed."""
+    bad = found.unexplained_bytes
+    names = sorted(found.by_cause, key=lambda c: -found.by_cause[c])
+    kinds = kinds_of(([UNEXPLAINED] if bad else []) + names, {**found.by_cause, UNEXPLAINED: bad}, _HELP)
+    number = {kind.name: i for i, kind in enumerate(kinds)}
+    changed = places(found)
+    facts = [
+        ("Image", [image.path, f"SHA-256 {image.sha256()}", image.banner or ""]),
+        ("Memory", [memory]),
+        ("Text", [f"{found.total:,} bytes at {found.start:#x} as linked" + _moved(found.slide)]),
+        ("Evidence", found.evidence),
+        *[
+            (f"States of {family}", [", ".join(f"{count:,} {state}" for state, count in states.items())])
+            for family, states in found.states.items()
+        ],
+    ]
+    if found.proved:
+        facts.append(("Switched on", [f"{cause} {count:,}" for cause, count in _tally(found)]))
+    return Page(
+        kicker="vmipatch explain",
+        heading=f"{_bytes(bad)} without a cause" if bad else "Every byte has a cause",
+        tone="bad" if bad else "good",
+        lead=f"{image.banner or image.path}{_moved(found.slide)}",
+        tiles=[
+            ("Kernel text", f"{found.total:,}", "bytes", ""),
+            ("Pristine", f"{found.pristine:,}", _share(found.pristine, found.total), ""),
+            ("Legally rewritten", f"{found.explained:,}", _share(found.explained, found.total), ""),
+            ("Unexplained", f"{bad:,}", f"in {_count(found.runs, 'run')}" if bad else "", "bad" if bad else ""),
+        ],
+        bits=image.bits,
+        base=found.start,
+        kinds=kinds,
+        plain=("pristine", f"{found.pristine:,}"),
+        map_title="The kernel's text",
+        map_about="Low addresses first. A cell has the colour of the cause that rewrote most of it; unexplained "
+        "bytes win everywhere. Click a cell to open the place, a cause to hide it (with Alt, to see it alone).",
+        table_title="Places that changed",
+        table_about="A place is a patch site, or a run of changed bytes outside all sites.",
+        noun="places",
+        columns=[
+            Column("address", "Address", "max-content" if image.bits == 64 else "11ch", True),
+            Column("where", "Symbol", "minmax(0, 2.2fr)", True),
+            Column("kind", "Cause", "minmax(0, 1.1fr)"),
+            Column("what", "Operation", "minmax(0, 1.5fr)", True),
+            Column("length", "Bytes", "5ch"),
+            Column("change", "On disk → in memory", "minmax(0, 1.9fr)", True),
+        ],
+        titles=("On disk", "In memory", "Expected"),
+        rows=(_place_row(image, number, place) for place in changed),
+        text=TextMap(
+            found.total,
+            ((r.address - found.start, r.length, number[r.cause]) for r in ranges(found)),
+            symbols_of(image, found.start, found.start + found.total),
+        ),
+        facts=facts,
+        warnings=found.warnings,
+    )
+
+
+def kinds_of(names: Iterable[str], counts: dict[str, int], helps: dict[str, str]) -> list[Kind]:
+    """Kinds of causes with their colours; what has none of its own gets one in turn."""
+    result = []
+    spare = 0
+    for name in names:
+        colours = COLOURS.get(name)
+        if colours is None:
+            colours = OTHER[spare % len(OTHER)]
+            spare += 1
+        result.append(Kind(name, f"{counts[name]:,}", helps.get(name, ""), colours, name == UNEXPLAINED))
+    return result
+
+
+def symbols_of(image: Image, start: int, end: int) -> Iterator[tuple[int, str]]:
+    """Offset and name of the symbols of a range, one an address; a damaged table has no end of them."""
+    last = None
+    for address, _, name in islice((s for s in image.symbols.all() if start <= s[0] < end), MOST_SYMBOLS):
+        if address != last:
+            yield address - start, name
+            last = address
+
+
+def code_of(image: Image, data: bytes, address: int) -> Code:
+    """Bytes at a virtual address with their instructions."""
+    return Code(data, listing(image, data, address))
+
+
+def _place_row(image: Image, number: dict[str, int], place: Place) -> Row:
+    symbol, offset = image.symbols.at(place.address) or (None, 0)
+    return Row(
+        address=place.address,
+        length=len(place.original),
+        kind=number[place.cause],
+        symbol=symbol,
+        offset=offset,
+        section="",
+        what=place.op,
+        note=place.note,
+        codes=tuple(code_of(image, code, place.address) for code in (place.original, place.found, place.expected)),
+    )
+
+
+def _tally(found: Explanation) -> list[tuple[str, int]]:
+    return Counter(p.cause for p in found.proved).most_common()
+
+
+def _bytes(count: int) -> str:
+    return _count(count, "byte")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.2f} %" if total else ""
+
+
+def _moved(slide: int) -> str:
+    return f", moved by {slide:#x}" if slide else ""
