@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.corewriter import core
 from tests.elfwriter import ElfWriter
-from vmipatch.annotate import Site
-from vmipatch.annotate.site import JumpLabel, RuntimeConst, StaticCall
-from vmipatch.explain import Memory, states
+from vmipatch.annotate import Site, scan
+from vmipatch.annotate.site import JumpLabel, Lock, RuntimeConst, StaticCall
+from vmipatch.explain import Memory, engine, states
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.running import Running
 from vmipatch.image import Image, open_image
@@ -32,6 +33,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     for name, address in named:
         elf.symbol(name, address, ".text", size=16)
     elf.symbol("variable", VARIABLE, ".data", size=8)
+    elf.symbol("x86_return_thunk", DATA + 128, ".data", size=8)
     path = tmp_path_factory.mktemp("kernel") / "vmlinux"
     path.write_bytes(elf.build())
     return open_image(path)
@@ -153,3 +155,20 @@ def test_the_count_of_a_key(image: Image, tmp_path: Path, count: int, explained:
         if next(ground.differences(), None) is None:
             good.add(taken)
     assert good == explained
+
+
+def test_the_return_thunk_is_what_the_kernels_variable_says(image: Image, tmp_path: Path) -> None:
+    """Whatever most returns go to: who has redirected them all has not become the kernel's choice by that."""
+    text = laid({})
+    ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
+    found = scan(image, ["return_sites"])
+    dump = running(image, tmp_path, text, bytes(128) + struct.pack("<Q", THUNK))
+    assert engine._thunks(image, dump, found, ground).return_thunk == THUNK
+    sites = tuple(Site("return_sites", CALLS + 16 * n, 5, "return", "", "", n, Lock()) for n in range(9))
+    text = laid({n: near(0xE9, CALLS + 16 * n, TWO) for n in range(9)})
+    ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
+    dump = running(image, tmp_path, text, bytes(128) + struct.pack("<Q", THUNK))
+    assert engine._thunks(image, dump, replace(found, sites=sites), ground).return_thunk == THUNK
+    # Text alone: what they agree on.
+    alone = running(image, tmp_path, text, b"")
+    assert engine._thunks(image, alone, replace(found, sites=sites), ground).return_thunk == TWO
