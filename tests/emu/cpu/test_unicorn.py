@@ -152,3 +152,16 @@ def test_the_same_x87_memory_forms_are_undefined() -> None:
                 apart.append(f"{code[:2].hex(' ')}: #UD is {mine} here, {other} in Unicorn")
     assert not apart
     assert undefined == 4
+
+
+@pytest.mark.parametrize("code", sorted(CONSTANTS))
+@pytest.mark.parametrize("rounding", range(4))
+def test_constants_are_rounded_as_asked(code: int, rounding: int) -> None:
+    """FLDL2T and kin are their values to 64 bits in each of the four roundings (SDM 2, FLD1)."""
+    ours = Ours()
+    ours.memory.write(CODE, bytes((0xD9, code)))
+    ours.cpu.set("eip", CODE)
+    ours.cpu.set("fctrl", 0x37F | rounding << 10)
+    ours.cpu.set("ftag", 0xFFFF)
+    ours.cpu.run(ours.cpu.instructions + 1)
+    assert ours.cpu.get("st0") == rounded(CONSTANTS[code], rounding)

@@ -158,25 +158,22 @@ def fpu_free_and_store(c: Core, reg: int, index: int) -> int:
     return 1
 
 
+# 1, log2(10), log2(e), pi, log10(2), ln(2), 0: cut off behind 64 bits, and what is added to that in the four roundings
+# (nearest, down, up, toward zero).  The bits behind decide the nearest.
 CONSTANTS = (
-    (0x3FFF << 64 | 0x8000000000000000,) * 4,
-    (0x4000 << 64 | 0xD49A784BCD1B8AFE, 0x4000 << 64 | 0xD49A784BCD1B8AFF,
-     0x4000 << 64 | 0xD49A784BCD1B8AFE, 0x4000 << 64 | 0xD49A784BCD1B8AFE),
-    (0x3FFF << 64 | 0xB8AA3B295C17F0BC, 0x3FFF << 64 | 0xB8AA3B295C17F0BC,
-     0x3FFF << 64 | 0xB8AA3B295C17F0BC, 0x3FFF << 64 | 0xB8AA3B295C17F0BB),
-    (0x4000 << 64 | 0xC90FDAA22168C235, 0x4000 << 64 | 0xC90FDAA22168C234,
-     0x4000 << 64 | 0xC90FDAA22168C235, 0x4000 << 64 | 0xC90FDAA22168C234),
-    (0x3FFD << 64 | 0x9A209A84FBCFF799, 0x3FFD << 64 | 0x9A209A84FBCFF798,
-     0x3FFD << 64 | 0x9A209A84FBCFF799, 0x3FFD << 64 | 0x9A209A84FBCFF798),
-    (0x3FFE << 64 | 0xB17217F7D1CF79AC, 0x3FFE << 64 | 0xB17217F7D1CF79AB,
-     0x3FFE << 64 | 0xB17217F7D1CF79AC, 0x3FFE << 64 | 0xB17217F7D1CF79AB),
-    (0,) * 4,
-)  # fmt: skip
+    (0x3FFF << 64 | 0x8000000000000000, (0, 0, 0, 0)),
+    (0x4000 << 64 | 0xD49A784BCD1B8AFE, (0, 0, 1, 0)),
+    (0x3FFF << 64 | 0xB8AA3B295C17F0BB, (1, 0, 1, 0)),
+    (0x4000 << 64 | 0xC90FDAA22168C234, (1, 0, 1, 0)),
+    (0x3FFD << 64 | 0x9A209A84FBCFF798, (1, 0, 1, 0)),
+    (0x3FFE << 64 | 0xB17217F7D1CF79AB, (1, 0, 1, 0)),
+    (0, (0, 0, 0, 0)),
+)
 
 
 def fpu_constant(which: int, rounding: int) -> int:
     """FLD1, FLDL2T, FLDL2E, FLDPI, FLDLG2, FLDLN2, FLDZ, in the rounding of the control word."""
-    value: int = CONSTANTS[which][rounding]
+    value: int = CONSTANTS[which][0] + CONSTANTS[which][1][rounding]
     return value
 
 
