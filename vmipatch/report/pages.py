@@ -48,6 +48,7 @@ _HELP = {
     "optimised kprobe": "Jumps to detours, proved by the kernel's kprobes.",
 }
 MOST_SYMBOLS = 400_000
+ADDRESS_WIDTH = {32: "88px", 64: "150px"}
 
 
 def explain_page(image: Image, memory: str, found: Explanation) -> Page:
@@ -91,11 +92,11 @@ def explain_page(image: Image, memory: str, found: Explanation) -> Page:
         table_about="A place is a patch site, or a run of changed bytes outside all sites.",
         noun="places",
         columns=[
-            Column("address", "Address", "max-content" if image.bits == 64 else "11ch", True),
+            Column("address", "Address", ADDRESS_WIDTH[image.bits], True),
             Column("where", "Symbol", "minmax(0, 2.2fr)", True),
             Column("kind", "Cause", "minmax(0, 1.1fr)"),
             Column("what", "Operation", "minmax(0, 1.5fr)", True),
-            Column("length", "Bytes", "5ch"),
+            Column("length", "Bytes", "44px"),
             Column("change", "On disk → in memory", "minmax(0, 1.9fr)", True),
         ],
         titles=("On disk", "In memory", "Expected"),

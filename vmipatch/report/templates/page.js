@@ -286,7 +286,8 @@
       const width = canvas.clientWidth, phone = width < 640, gutter = phone ? 0 : 8 + 7.3 * (wide + 2), edge = phone ? 6 : 10;
       const limit = phone ? 300 : 340, span = high - low;
       for (const c of [16, 12, 10, 8, 6, 5, 4, 3]) {
-        const across = Math.floor((width - gutter - edge) / c), most = Math.floor(limit / c), per = Math.ceil(span / (across * most));
+        // Whole rows of sixteen make addresses that people can read.
+        const fit = Math.floor((width - gutter - edge) / c), across = fit - fit % (c > 4 ? 4 : 16), most = Math.floor(limit / c), per = Math.ceil(span / (across * most));
         if (per === 1 || c === 3) return { c, across, per, gutter, edge, width, high: Math.ceil(span / (across * per)) };
       }
       return null;
