@@ -224,6 +224,12 @@ def test_pinned_tables_are_guarded_until_they_are_unpinned(pae: bool) -> None:
     guest = started(pae=pae)
     assert mmuext(guest, (0, FREE >> 12, 0)) == 0
     assert guest.run(forged).reason == "violation"
+    for command in (0, 1, 2, 4):
+        guest = started(pae=pae)
+        assert mmuext(guest, (command, 0x40000, 0)) == -EINVAL, "no memory"
+        guest.memory.write(ARRAY, struct.pack("<III", command, HOST >> 12, 0))
+        outcome = guest.run(b"\xcd\x82", eax=26, ebx=BASE + ARRAY, ecx=1, edx=0, esi=SELF)
+        assert outcome.reason == "violation"
 
 
 @BOTH
