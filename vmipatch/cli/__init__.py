@@ -7,6 +7,7 @@ from io import TextIOWrapper
 
 import typer
 
+from vmipatch.cli.demo import demo
 from vmipatch.cli.diff import diff
 from vmipatch.cli.explain import explain
 from vmipatch.cli.patch import patch
@@ -15,6 +16,7 @@ from vmipatch.cli.rom import app as rom
 from vmipatch.cli.run import run
 from vmipatch.cli.scan import scan
 from vmipatch.cli.schema import schema
+from vmipatch.cli.validate import validate
 
 app = typer.Typer(
     name="vmipatch",
@@ -26,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (scan, patch, diff, restore, explain, run, schema):
+for command in (scan, patch, diff, restore, explain, run, validate, demo, schema):
     app.command()(command)
 app.add_typer(rom, name="rom")
 

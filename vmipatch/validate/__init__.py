@@ -2,3 +2,7 @@
 
 May import patch, rombuild, emu and what is below them.
 """
+
+from vmipatch.validate.validation import Request, Validation, validate
+
+__all__ = ["Request", "Validation", "validate"]

@@ -15,6 +15,7 @@ from vmipatch.validate.trial import PAGE, SELECTORS, Result
 RF = 0x10000
 TIME_TOLERANCE = 100_000
 DEAD_STACK = 1024
+LINE = 64
 RESULT_MASK = {"GetInterruptMask": IF, "SaveAndDisableIRQs": IF, "GetEFLAGS": IF, "GetLDT": 0xFFFC, "GetTR": 0xFFFC}
 MARKS = 0x60
 # Left to trap and emulation, as the real ones do it (docs/abis.md); tables that are written in place are guarded.
@@ -132,10 +133,13 @@ def _memory(
         a, b = _page(native, page, ram), _page(patched, page, ram)
         if a == b:
             continue
-        for at in range(0, PAGE, 4):
-            one, other = a[at : at + 4], b[at : at + 4]
-            if one != other and not _excused(subject, state, around, page * PAGE + at, one, other):
-                return Difference(f"memory at physical {page * PAGE + at:#x}", one.hex(), other.hex())
+        for line in range(0, PAGE, LINE):
+            if a[line : line + LINE] == b[line : line + LINE]:
+                continue
+            for at in range(line, line + LINE, 4):
+                one, other = a[at : at + 4], b[at : at + 4]
+                if one != other and not _excused(subject, state, around, page * PAGE + at, one, other):
+                    return Difference(f"memory at physical {page * PAGE + at:#x}", one.hex(), other.hex())
     return None
 
 

@@ -9,7 +9,7 @@ it.  Both forms are thus one state.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Setup:
     append: str = ""
     initrd: bytes | None = None
     memory_mib: int = 64
-    until: str = "vmi-guest: done"
+    until: str | None = "vmi-guest: done"
     limit: int = 2_000_000_000
 
 
@@ -107,6 +107,7 @@ def build_machine(setup: Setup, *, hypervisor: bool, rom: bool, kernel: bytes | 
         append=setup.append, initrd=setup.initrd, rom=setup.rom if rom else None, rom_base=setup.rom_base
     )
     boot(machine, setup.kernel if kernel is None else kernel, options, setup.file)
+    machine.board.consoles.serial.clear()  # what the ROM's own init printed is not the kernel's
     return machine
 
 
@@ -120,8 +121,9 @@ def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: st
     stand = Stand(setup, first, page_offset)
     stand.native_run = _watch(stand, first, subjects)
     if stand.native_run.reason not in ("until", "poweroff") or not _reached(first, setup.until):
+        goal = "a power-off" if setup.until is None else repr(setup.until)
         raise EmulatorError(
-            f"the kernel does not come to {setup.until!r} on the bare machine: {stand.native_run.reason} after "
+            f"the kernel does not come to {goal} on the bare machine: {stand.native_run.reason} after "
             f"{stand.native_run.instructions} instructions",
             file=setup.file,
         )
@@ -136,8 +138,8 @@ def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: st
     return stand
 
 
-def _reached(machine: Machine, until: str) -> bool:
-    return until.encode() in bytes(machine.board.consoles.serial)
+def _reached(machine: Machine, until: str | None) -> bool:
+    return until is None or until.encode() in bytes(machine.board.consoles.serial)
 
 
 def _with_reference(machine: Machine, abi: str) -> Machine:
@@ -202,9 +204,9 @@ def _keep(stand: Stand, machine: Machine, at: int) -> None:
     stand.bases.append(Base(at, native, lowered))
 
 
-def places(stand: Stand, stubs: Iterable[tuple[str, int]], abi: str) -> None:
-    """Fill in where the ROM's stubs and the native code are, as the kernel sees them."""
-    stand.stubs = {name: (stand.rom + offset) & 0xFFFFFFFF for name, offset in stubs}
+def places(stand: Stand, stubs: Mapping[str, int], abi: str) -> None:
+    """Fill in where the ROM's stubs (linear addresses) and the native code are, as the kernel sees them."""
+    stand.stubs = dict(stubs)
     _, offsets = reference.blob(abi)
     stand.references = {name: (stand.page_offset + REFERENCE + offset) & 0xFFFFFFFF for name, offset in offsets.items()}
 

@@ -54,14 +54,16 @@ class Trial:
         self.stand = stand
         self.machine: Machine = stand.machine
         self.cpu = self.machine.cpu
-        self.personality: Any = stand.machine.personality
+        hypervisor: Any = stand.machine.personality
+        self.personality = hypervisor
         self.paravirtual = stand.setup.hypervisor != "native"
         self._event: tuple[str, str] | None = None
         self._taken: list[int] = []
         self._patched = False
         self._ram = self.machine.options.ram_bytes
         if self.paravirtual:
-            self.personality.interrupts.observer = self._observe
+            interrupts: Any = self.personality.interrupts
+            interrupts.observer = self._observe
 
     def _observe(self, vector: int, kind: int, error: int) -> bool:
         """The hypervisor is about to give the guest something: that ends the run."""
