@@ -16,7 +16,7 @@ from vmipatch.patch.target import OnRom, rom_at
 from vmipatch.rombuild.build import build
 
 FOLDER = Path(__file__).parents[2] / "examples" / "vmi-guest"
-ABI = {"rfc-v1": "vmi-13.0", "v2": "vmi-3.0", "mainline": "vmi-3.0"}
+ABI = {"rfc-v1": "vmi-13.0", "v2": "vmi-3.0", "mainline": "vmi-3.0", "mainline-pae": "vmi-3.0"}
 FORMS = tuple(ABI)
 HYPERVISORS = ("native", "vmware", "xen", "kvm", "lguest", "l4ka")
 LIMIT = 40_000_000

@@ -58,7 +58,7 @@ def broken(form: str, **words: int) -> bytes:
         (FORMS, {"magic": 0x1234}, "native, ring 0"),
         (FORMS, {"pci": 0}, "native: the ROM has no PCI header, ring 0"),
         (FORMS, {"major": 0x0600}, "native: the ROM is of another interface, ring 0"),
-        (("mainline",), {"license": 0}, "native: the ROM's licence is not the GPL, ring 0"),
+        (("mainline", "mainline-pae"), {"license": 0}, "native: the ROM's licence is not the GPL, ring 0"),
         (("rfc-v1", "v2"), {"license": 0}, "vmipatch native VMI ROM at c0000, ring 0"),
     ],
 )

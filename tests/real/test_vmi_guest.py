@@ -18,7 +18,7 @@ from .conftest import Cli
 from .packages import RegistryAway, fetch
 
 FOLDER = Path(__file__).parents[2] / "examples" / "vmi-guest"
-ABI = {"rfc-v1": "vmi-13.0", "v2": "vmi-3.0", "mainline": "vmi-3.0"}
+ABI = {"rfc-v1": "vmi-13.0", "v2": "vmi-3.0", "mainline": "vmi-3.0", "mainline-pae": "vmi-3.0"}
 ONLY_RFC = ("page table entry calls: ok", "long entry calls: ok")
 BACKEND = "vmi-guest: backend "
 

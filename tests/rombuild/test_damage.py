@@ -199,6 +199,7 @@ DAMAGE: list[tuple[str, str, Damage]] = [
     ("SYSEXIT is NOP", "table-needed", table(34, kind=3)),
     ("no cycle counter", "table-together", table(67, offset=0, kind=0)),
     ("no alarm", "table-together", table(68, offset=0, kind=0)),
+    ("no update of long entries", "table-together", table(41, offset=0, kind=0)),
     ("no wall clock", "table-together", table(70, offset=0, kind=0)),
     ("a stub jumps out of the image", "stub-jump", stub(28, jump(FAR))),
     ("a stub jumps far back", "stub-jump", stub(15, jump(-FAR))),

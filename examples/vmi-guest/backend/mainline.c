@@ -18,8 +18,8 @@ static struct {
     void (*set_kernel_stack)(u32 selector, u32 sp0);
     void (*allocate_page)(u32 frame, u32 flags, u32 source, u32 base, u32 count);
     void (*release_page)(u32 frame, u32 flags);
-    void (*set_pte)(u32 value, u32 *entry, u32 flags);
-    void (*update_pte)(u32 *entry, u32 flags);
+    void (*set_pte)(pte value, pte *entry, u32 flags);
+    void (*update_pte)(pte *entry, u32 flags);
     void (*set_linear_mapping)(u32 slot, u32 address, u32 pages, u32 frame);
     void (*flush_tlb)(u32 what);
     void (*set_initial_ap_state)(const struct ap_state *state, u32 apic);
@@ -207,30 +207,54 @@ static u32 flags_of_deferred(struct address_space *space, u32 address, u32 level
     return flags & VMI_PAGE_CURRENT_AS ? flags | VMI_PAGE_DEFER : flags;
 }
 
-static void vmi_set_pte(u32 *entry, u32 value)
+static void vmi_set_pte(pte *entry, pte value)
 {
     vmi.set_pte(value, entry, VMI_PAGE_PT);
 }
 
-static void vmi_set_pte_at(struct address_space *space, u32 address, u32 *entry, u32 value)
+static void vmi_set_pte_at(struct address_space *space, u32 address, pte *entry, pte value)
 {
     vmi.set_pte(value, entry, flags_of(space, address, VMI_PAGE_PT));
 }
 
-static void vmi_set_pmd(u32 *entry, u32 value)
+static void vmi_set_pmd(pte *entry, pte value)
 {
     vmi.set_pte(value, entry, VMI_PAGE_PD);
 }
 
-static void vmi_update_pte(struct address_space *space, u32 address, u32 *entry)
+static void vmi_update_pte(struct address_space *space, u32 address, pte *entry)
 {
     vmi.update_pte(entry, flags_of(space, address, VMI_PAGE_PT));
 }
 
-static void vmi_update_pte_defer(struct address_space *space, u32 address, u32 *entry)
+static void vmi_update_pte_defer(struct address_space *space, u32 address, pte *entry)
 {
     vmi.update_pte(entry, flags_of_deferred(space, address, VMI_PAGE_PT));
 }
+
+#ifdef PAE
+static void vmi_set_pte_atomic(pte *entry, pte value)
+{
+    extern void native_store_at_once(pte *, pte);
+    native_store_at_once(entry, value);
+    vmi.update_pte(entry, VMI_PAGE_PT);
+}
+
+static void vmi_set_pud(pte *entry, pte value)
+{
+    vmi.set_pte(value, entry, VMI_PAGE_PDP);
+}
+
+static void vmi_pte_clear(struct address_space *space, u32 address, pte *entry)
+{
+    vmi.set_pte(0, entry, flags_of(space, address, VMI_PAGE_PT));
+}
+
+static void vmi_pmd_clear(pte *entry)
+{
+    vmi.set_pte(0, entry, VMI_PAGE_PD);
+}
+#endif
 
 /* The state is on the stack, and the pointer to it is linear. */
 static void vmi_startup_ipi_hook(u32 id, u32 eip, u32 esp)
@@ -332,12 +356,23 @@ static void fill_mmu_ops(void)
     wrap(&pv_mmu_ops.flush_tlb_kernel, vmi_flush_tlb_kernel, &vmi.flush_tlb, VMI_FlushTLB);
     fill(&pv_mmu_ops.flush_tlb_single, VMI_InvalPage);
 
+#ifdef PAE
+    vmi.set_pte = function_of(VMI_SetPxELong);
+    vmi.update_pte = function_of(VMI_UpdatePxELong);
+#else
     vmi.set_pte = function_of(VMI_SetPxE);
     vmi.update_pte = function_of(VMI_UpdatePxE);
+#endif
     if (vmi.set_pte) {
         pv_mmu_ops.set_pte = vmi_set_pte;
         pv_mmu_ops.set_pte_at = vmi_set_pte_at;
         pv_mmu_ops.set_pmd = vmi_set_pmd;
+#ifdef PAE
+        pv_mmu_ops.set_pte_atomic = vmi_set_pte_atomic;
+        pv_mmu_ops.set_pud = vmi_set_pud;
+        pv_mmu_ops.pte_clear = vmi_pte_clear;
+        pv_mmu_ops.pmd_clear = vmi_pmd_clear;
+#endif
     }
     if (vmi.update_pte) {
         pv_mmu_ops.pte_update = vmi_update_pte;

@@ -250,29 +250,85 @@ void native_flush_tlb_global(void)
     native_flush_tlb();
 }
 
-void native_set_pte(u32 *entry, u32 value)
+/* Of an entry of eight bytes the half with the present bit is written last. */
+static void store(pte *entry, pte value)
 {
+#ifdef PAE
+    volatile u32 *half = (volatile u32 *)entry;
+    half[1] = (u32)(value >> 32);
+    half[0] = (u32)value;
+#else
     *(volatile u32 *)entry = value;
+#endif
 }
 
-void native_set_pte_at(struct address_space *space, u32 address, u32 *entry, u32 value)
+void native_set_pte(pte *entry, pte value)
+{
+    store(entry, value);
+}
+
+void native_set_pte_at(struct address_space *space, u32 address, pte *entry, pte value)
 {
     (void)space;
     (void)address;
-    *(volatile u32 *)entry = value;
+    store(entry, value);
 }
 
-void native_set_pmd(u32 *entry, u32 value)
+void native_set_pmd(pte *entry, pte value)
 {
-    *(volatile u32 *)entry = value;
+    store(entry, value);
 }
+
+#ifdef PAE
+void native_store_at_once(pte *entry, pte value)
+{
+    pte old = *entry;
+    asm volatile("1:\tlock cmpxchg8b %0\n\tjne 1b"
+                 : "+m"(*entry), "+A"(old)
+                 : "b"((u32)value), "c"((u32)(value >> 32))
+                 : "memory", "cc");
+}
+
+void native_set_pte_atomic(pte *entry, pte value)
+{
+    native_store_at_once(entry, value);
+}
+
+void native_set_pud(pte *entry, pte value)
+{
+    native_store_at_once(entry, value);
+}
+
+/* And cleared first. */
+void native_pmd_clear(pte *entry)
+{
+    volatile u32 *half = (volatile u32 *)entry;
+    half[0] = 0;
+    half[1] = 0;
+}
+
+void native_pte_clear(struct address_space *space, u32 address, pte *entry)
+{
+    (void)space;
+    (void)address;
+    native_pmd_clear(entry);
+}
+
+u64 _paravirt_ident_64(u64 value)
+{
+    return value;
+}
+
+#define IDENTITY {(void *)_paravirt_ident_64}
+#else
+#define IDENTITY {(void *)_paravirt_ident_32}
+#endif
 
 void native_set_fixmap(u32 index, u32 frame, u32 flags)
 {
     set_fixmap(index, frame, flags);
 }
 
-#define IDENTITY {(void *)_paravirt_ident_32}
 #define NOP ((void *)native_nop)
 
 struct pv_info pv_info = {.name = "bare hardware"};
@@ -354,6 +410,14 @@ struct pv_mmu_ops pv_mmu_ops = {
     .make_pte = IDENTITY,
     .pgd_val = IDENTITY,
     .make_pgd = IDENTITY,
+#ifdef PAE
+    .set_pte_atomic = native_set_pte_atomic,
+    .pte_clear = native_pte_clear,
+    .pmd_clear = native_pmd_clear,
+    .set_pud = native_set_pud,
+    .pmd_val = IDENTITY,
+    .make_pmd = IDENTITY,
+#endif
     .lazy_mode = {NOP, NOP},
     .set_fixmap = native_set_fixmap,
 };

@@ -89,6 +89,11 @@ static u32 patch_default(u8 type, u16 clobbers, u8 *buffer, u32 address, u32 len
 {
     void *target = slot_of(type);
     extern u32 _paravirt_ident_32(u32);
+#ifdef PAE
+    extern u64 _paravirt_ident_64(u64);
+    if (target == (void *)_paravirt_ident_64)
+        return 0;
+#endif
 
     if (!target) {
         buffer[0] = 0x0F;

@@ -5,6 +5,13 @@
 #include "layout.h"
 
 #define PHYSICAL(symbol) (symbol - PAGE_OFFSET)
+#ifdef PAE
+#define BOOT_DIRECTORY boot_directory
+#define ENTRY_SIZE 8
+#else
+#define BOOT_DIRECTORY kernel_directory
+#define ENTRY_SIZE 4
+#endif
 #define ENTRY_FLAGS 0x63            /* present, writable, accessed, dirty */
 
     .section .head, "ax"
@@ -33,27 +40,41 @@ start:
 
     movl $PHYSICAL(boot_tables), %edi
     movl $ENTRY_FLAGS, %eax
-1:  stosl
+2:  stosl
+#ifdef PAE
+    movl $0, (%edi)
+    addl $4, %edi
+#endif
     addl $PAGE_SIZE, %eax
     cmpl $BOOT_MAPPED, %eax
-    jb 1b
+    jb 2b
 
-    movl $PHYSICAL(kernel_directory), %edi
+/* One directory's entries, for both places; with PAE the pointers of two quarters lead to the same directory. */
+    movl $PHYSICAL(BOOT_DIRECTORY), %edi
     movl $PHYSICAL(boot_tables) + ENTRY_FLAGS, %eax
     xorl %ecx, %ecx
-2:  movl %eax, (%edi, %ecx, 4)
+3:  movl %eax, (%edi, %ecx, ENTRY_SIZE)
+#ifndef PAE
     movl %eax, (PAGE_OFFSET >> 20)(%edi, %ecx, 4)
+#endif
     addl $PAGE_SIZE, %eax
     incl %ecx
-    cmpl $BOOT_MAPPED >> 22, %ecx
-    jb 2b
+    cmpl $BOOT_MAPPED >> DIRECTORY_SHIFT, %ecx
+    jb 3b
+#ifdef PAE
+    movl $PHYSICAL(boot_directory) + 1, %eax
+    movl %eax, PHYSICAL(kernel_directory)
+    movl %eax, PHYSICAL(kernel_directory) + 24
+    movl $0x20, %eax
+    movl %eax, %cr4
+#endif
 
     movl $PHYSICAL(kernel_directory), %eax
     movl %eax, %cr3
     movl $0x80050033, %eax          /* paging, alignment mask, write protect, numeric errors, ET, MP, protection */
     movl %eax, %cr0
-    jmp 3f
-3:  movl $high, %eax
+    jmp 4f
+4:  movl $high, %eax
     jmp *%eax
 
     .text
@@ -96,7 +117,11 @@ upper_kilobytes:
 kernel_directory:
     .skip PAGE_SIZE
 boot_tables:
-    .skip BOOT_MAPPED >> 10
+    .skip (BOOT_MAPPED >> 12) * ENTRY_SIZE
+#ifdef PAE
+boot_directory:
+    .skip PAGE_SIZE
+#endif
     .balign KERNEL_STACK
     .skip KERNEL_STACK
 boot_stack_top:

@@ -40,6 +40,11 @@ void check_mapping(void)
     map(TRY_TABLE, second, PLAIN | PTE_GLOBAL);
     flush_tlb_kernel();
     EXPECT(name, "the second again, by a flush of global pages", AT[3], 0x2222);
+#ifdef PAE
+    set_pte_atomic(kernel_entry(TRY_TABLE), first << 12 | PLAIN | PTE_GLOBAL);
+    flush_tlb_kernel();
+    EXPECT(name, "the first again, set at once", AT[3], 0x1111);
+#endif
     set_pte(kernel_entry(TRY_TABLE), 0);
     flush_tlb_kernel();
     EXPECT(name, "a read when it is gone", try_read((void *)TRY_TABLE, &value), 1);
@@ -53,7 +58,8 @@ void check_mapping(void)
 void check_accessed_dirty(void)
 {
     const char *name = "accessed and dirty";
-    u32 frame = frame_get(), *entry = kernel_entry(TRY_TABLE);
+    u32 frame = frame_get();
+    pte *entry = kernel_entry(TRY_TABLE);
 
     map(TRY_TABLE, frame, PLAIN);
     EXPECT(name, "the entry", get_entry(entry) & 0xFFF, PLAIN);
@@ -68,7 +74,7 @@ void check_accessed_dirty(void)
     flush_tlb_single(TRY_TABLE);
     AT[0] = 2;
     EXPECT(name, "the entry when written again", get_entry(entry) & 0xFFF, PLAIN | PTE_ACCESSED | PTE_DIRTY);
-    u32 old = pte_swap(NULL, TRY_TABLE, entry, 0);
+    u32 old = (u32)pte_swap(NULL, TRY_TABLE, entry, 0);
     flush_tlb_single(TRY_TABLE);
     EXPECT(name, "the entry taken out", old, frame << 12 | PLAIN | PTE_ACCESSED | PTE_DIRTY);
     frame_put(frame);
@@ -78,7 +84,8 @@ void check_accessed_dirty(void)
 void check_protection(void)
 {
     const char *name = "write protection";
-    u32 frame = frame_get(), *entry = kernel_entry(TRY_TABLE), value;
+    u32 frame = frame_get(), value;
+    pte *entry = kernel_entry(TRY_TABLE);
 
     map(TRY_TABLE, frame, PLAIN);
     AT[1] = 7;
@@ -130,18 +137,18 @@ void check_lazy_updates(void)
 
 void check_large_page(void)
 {
-    const char *name = "4 MiB page";
+    const char *name = "large page";
     u32 value;
 
     if (cpu_features & FEATURE_PSE) {
-        u32 frame = frame_get(), place = frame << 12 & 0xFFC00000, inside = (frame << 12) - place;
-        set_pmd(&kernel_directory[TRY_LARGE >> 22], place | PLAIN | PTE_LARGE);
-        for (u32 at = 0x100000; at < 0x400000; at += 0x3F004)
+        u32 frame = frame_get(), place = frame << 12 & ~(LARGE_PAGE - 1), inside = (frame << 12) - place;
+        set_pmd(directory_entry(kernel_directory, TRY_LARGE), place | PLAIN | PTE_LARGE);
+        for (u32 at = 0x100000; at < LARGE_PAGE; at += 0x3F004)
             EXPECT(name, "a word", *(volatile u32 *)(TRY_LARGE + at), *(volatile u32 *)(PAGE_OFFSET + place + at));
         *(volatile u32 *)(TRY_LARGE + inside) = 0x4444;
         EXPECT(name, "a word written", direct(frame)[0], 0x4444);
         frame_put(frame);
-        set_pmd(&kernel_directory[TRY_LARGE >> 22], 0);
+        set_pmd(directory_entry(kernel_directory, TRY_LARGE), 0);
         flush_tlb_kernel();
     }
     EXPECT(name, "a read when it is gone", try_read((void *)TRY_LARGE, &value), 1);
@@ -158,12 +165,12 @@ void check_mapped_table(void)
     alloc_pt(table);
     set_fixmap(FIX_TABLE, table, KERNEL_PAGE);
     set_linear_mapping(1, window, 1, table);
-    set_pte_at(NULL, TRY_LARGE + 5 * PAGE_SIZE, (u32 *)window + 5, page << 12 | PLAIN);
-    set_pmd(&kernel_directory[TRY_LARGE >> 22], table << 12 | KERNEL_PAGE);
+    set_pte_at(NULL, TRY_LARGE + 5 * PAGE_SIZE, (pte *)window + 5, page << 12 | PLAIN);
+    set_pmd(directory_entry(kernel_directory, TRY_LARGE), table << 12 | KERNEL_PAGE);
     *(volatile u32 *)(TRY_LARGE + 5 * PAGE_SIZE) = 0x5555;
     EXPECT(name, "the word", direct(page)[0], 0x5555);
-    set_pte_at(NULL, TRY_LARGE + 5 * PAGE_SIZE, (u32 *)window + 5, 0);
-    set_pmd(&kernel_directory[TRY_LARGE >> 22], 0);
+    set_pte_at(NULL, TRY_LARGE + 5 * PAGE_SIZE, (pte *)window + 5, 0);
+    set_pmd(directory_entry(kernel_directory, TRY_LARGE), 0);
     flush_tlb_kernel();
     set_linear_mapping(1, 0, 0, 0);
     set_fixmap(FIX_TABLE, 0, 0);
@@ -180,8 +187,8 @@ void check_directory_protection(void)
     u32 *window = (u32 *)fixmap_address(FIX_TEST), value;
 
     set_fixmap(FIX_TEST, kernel_frame(kernel_directory), PTE_PRESENT | PTE_USER | PTE_ACCESSED);
-    EXPECT(name, "a read", try_read(window + 1023, &value), 0);
-    EXPECT(name, "the entry", value, get_entry(&kernel_directory[1023]));
+    EXPECT(name, "a read", try_read(window, &value), 0);
+    EXPECT(name, "the entry", value, (u32)get_entry(&kernel_directory[0]));
     EXPECT(name, "a write", try_write(window, 0), 1);
     EXPECT(name, "the error code", last_fault.error, 3);
     set_fixmap(FIX_TEST, 0, 0);
@@ -228,16 +235,20 @@ void check_late_table(void)
     space_create(&space);
     space_switch(&space);
     alloc_pt(table);
-    u32 *entries = frame_address(table);
-    set_pte_at(NULL, TRY_LATE, &entries[TRY_LATE >> 12 & 1023], page << 12 | PLAIN);
-    set_pmd(&kernel_directory[TRY_LATE >> 22], table << 12 | KERNEL_PAGE);
-    EXPECT(name, "the entry in the loaded directory", get_entry(&space.directory[TRY_LATE >> 22]), 0);
+    pte *entries = frame_address(table);
+    set_pte_at(NULL, TRY_LATE, &entries[TRY_LATE >> 12 & (ENTRIES - 1)], page << 12 | PLAIN);
+    set_pmd(directory_entry(kernel_directory, TRY_LATE), table << 12 | KERNEL_PAGE);
+#ifndef PAE                                 /* where the kernel's part is one directory for all */
+    EXPECT(name, "the entry in the loaded directory", get_entry(directory_entry(space.directory, TRY_LATE)), 0);
+#endif
     *(volatile u32 *)TRY_LATE = 0x7777;
     EXPECT(name, "the word", direct(page)[0], 0x7777);
-    EXPECT(name, "the entry behind it", get_entry(&space.directory[TRY_LATE >> 22]) & ~PTE_ACCESSED, table << 12 | (KERNEL_PAGE & ~PTE_ACCESSED));
-    set_pte_at(NULL, TRY_LATE, &entries[TRY_LATE >> 12 & 1023], 0);
-    set_pmd(&space.directory[TRY_LATE >> 22], 0);
-    set_pmd(&kernel_directory[TRY_LATE >> 22], 0);
+    EXPECT(name, "the entry behind it", get_entry(directory_entry(space.directory, TRY_LATE)) & ~PTE_ACCESSED, table << 12 | (KERNEL_PAGE & ~PTE_ACCESSED));
+    set_pte_at(NULL, TRY_LATE, &entries[TRY_LATE >> 12 & (ENTRIES - 1)], 0);
+#ifndef PAE
+    set_pmd(directory_entry(space.directory, TRY_LATE), 0);
+#endif
+    set_pmd(directory_entry(kernel_directory, TRY_LATE), 0);
     flush_tlb_kernel();
     space_switch(&kernel_space);
     space_destroy(&space);

@@ -7,7 +7,7 @@
 #define MSR_APIC_BASE 0x1B
 #define MSR_SYSENTER_ESP 0x175
 
-extern u32 kernel_directory[];
+extern pte kernel_directory[];
 
 void check_control_registers(void)
 {

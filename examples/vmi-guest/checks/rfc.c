@@ -7,7 +7,8 @@
 void check_entry_calls(void)
 {
     const char *name = "page table entry calls";
-    u32 frame = frame_get(), *entry = kernel_entry(TRY_TABLE);
+    u32 frame = frame_get();
+    pte *entry = kernel_entry(TRY_TABLE);
     u32 value = frame << 12 | PTE_PRESENT | PTE_WRITE;
 
     set_entry(entry, value, 0);

@@ -264,20 +264,20 @@ static inline void release_pd(u32 frame)
 
 #ifdef FORM_RFC_V1
 
-static inline void set_entry(u32 *entry, u32 value, u32 flags)
+static inline void set_entry(pte *entry, u32 value, u32 flags)
 {
     (void)flags;
     asm volatile(SITE(VMI_SetPxE, "movl %%edx, (%%eax)") : "+a"(entry), "+d"(value)::"ecx", CHANGED);
 }
 
-static inline u32 get_entry(u32 *entry)
+static inline u32 get_entry(pte *entry)
 {
     u32 value = (u32)entry;
     asm volatile(SITE(VMI_GetPxE, "movl (%%eax), %%eax") : "+a"(value)::"edx", "ecx", CHANGED);
     return value;
 }
 
-static inline u32 swap_entry(u32 *entry, u32 value, u32 flags)
+static inline u32 swap_entry(pte *entry, u32 value, u32 flags)
 {
     u32 old = (u32)entry;
     (void)flags;
@@ -285,7 +285,7 @@ static inline u32 swap_entry(u32 *entry, u32 value, u32 flags)
     return old;
 }
 
-static inline bool test_and_clear_entry_bit(u32 *entry, u32 bit, u32 flags)
+static inline bool test_and_clear_entry_bit(pte *entry, u32 bit, u32 flags)
 {
     u32 old = (u32)entry;
     (void)flags;
@@ -294,7 +294,7 @@ static inline bool test_and_clear_entry_bit(u32 *entry, u32 bit, u32 flags)
     return old;
 }
 
-static inline bool test_and_set_entry_bit(u32 *entry, u32 bit, u32 flags)
+static inline bool test_and_set_entry_bit(pte *entry, u32 bit, u32 flags)
 {
     u32 old = (u32)entry;
     (void)flags;
@@ -332,30 +332,30 @@ static inline void lazy_cpu_leave(void)
 
 #else
 
-static inline void set_entry(u32 *entry, u32 value, u32 flags)
+static inline void set_entry(pte *entry, u32 value, u32 flags)
 {
     asm volatile(SITE(VMI_SetPxE, "movl %%eax, (%%edx)") : "+a"(value), "+d"(entry), "+c"(flags)::CHANGED);
 }
 
-static inline u32 get_entry(u32 *entry)
+static inline u32 get_entry(pte *entry)
 {
     return *(volatile u32 *)entry;
 }
 
 /* Tells of an entry that was written directly. */
-static inline void update_entry(u32 *entry, u32 flags)
+static inline void update_entry(pte *entry, u32 flags)
 {
     asm volatile(SITE(VMI_UpdatePxE, "") : "+a"(entry), "+d"(flags)::"ecx", CHANGED);
 }
 
-static inline u32 swap_entry(u32 *entry, u32 value, u32 flags)
+static inline u32 swap_entry(pte *entry, u32 value, u32 flags)
 {
     asm volatile("xchgl %0, %1" : "+r"(value), "+m"(*entry));
     update_entry(entry, flags);
     return value;
 }
 
-static inline bool test_and_clear_entry_bit(u32 *entry, u32 bit, u32 flags)
+static inline bool test_and_clear_entry_bit(pte *entry, u32 bit, u32 flags)
 {
     bool old;
     asm volatile("lock btrl %2, %1" : "=@ccc"(old), "+m"(*entry) : "r"(bit));
@@ -363,7 +363,7 @@ static inline bool test_and_clear_entry_bit(u32 *entry, u32 bit, u32 flags)
     return old;
 }
 
-static inline bool test_and_set_entry_bit(u32 *entry, u32 bit, u32 flags)
+static inline bool test_and_set_entry_bit(pte *entry, u32 bit, u32 flags)
 {
     bool old;
     asm volatile("lock btsl %2, %1" : "=@ccc"(old), "+m"(*entry) : "r"(bit));

@@ -16,32 +16,32 @@ static inline u32 entry_flags_defer(struct address_space *space, u32 address, u3
     return flags & VMI_PAGE_CURRENT_AS ? flags | VMI_PAGE_DEFER : flags;
 }
 
-static inline void set_pte(u32 *entry, u32 value)
+static inline void set_pte(pte *entry, u32 value)
 {
     set_entry(entry, value, VMI_PAGE_PT);
 }
 
-static inline void set_pte_at(struct address_space *space, u32 address, u32 *entry, u32 value)
+static inline void set_pte_at(struct address_space *space, u32 address, pte *entry, u32 value)
 {
     set_entry(entry, value, entry_flags(space, address, VMI_PAGE_PT));
 }
 
-static inline void set_pmd(u32 *entry, u32 value)
+static inline void set_pmd(pte *entry, u32 value)
 {
     set_entry(entry, value, VMI_PAGE_PD);
 }
 
-static inline u32 pte_swap(struct address_space *space, u32 address, u32 *entry, u32 value)
+static inline u32 pte_swap(struct address_space *space, u32 address, pte *entry, u32 value)
 {
     return swap_entry(entry, value, entry_flags(space, address, VMI_PAGE_PT));
 }
 
-static inline bool pte_test_and_clear(struct address_space *space, u32 address, u32 *entry, u32 bit)
+static inline bool pte_test_and_clear(struct address_space *space, u32 address, pte *entry, u32 bit)
 {
     return test_and_clear_entry_bit(entry, bit, entry_flags(space, address, VMI_PAGE_PT));
 }
 
-static inline bool pte_test_and_set(struct address_space *space, u32 address, u32 *entry, u32 bit)
+static inline bool pte_test_and_set(struct address_space *space, u32 address, pte *entry, u32 bit)
 {
     return test_and_set_entry_bit(entry, bit, entry_flags_defer(space, address, VMI_PAGE_PT));
 }

@@ -125,7 +125,9 @@
 #define VMI_Reboot 36
 #define VMI_Shutdown 37
 #define VMI_SetPxE 38
+#define VMI_SetPxELong 39
 #define VMI_UpdatePxE 40
+#define VMI_UpdatePxELong 41
 #define VMI_AllocatePage 44
 #define VMI_ReleasePage 45
 #define VMI_InvalPage 46
@@ -162,6 +164,7 @@
 /* Page types and flags of AllocatePage, ReleasePage and the page table calls. */
 #define VMI_PAGE_PT 1
 #define VMI_PAGE_PD 2
+#define VMI_PAGE_PDP 4
 #define VMI_PAGE_CURRENT_AS 0x10
 #define VMI_PAGE_DEFER 0x20
 #define VMI_PAGE_CLONE 0x20

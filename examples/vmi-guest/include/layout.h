@@ -7,7 +7,16 @@
 #define BOOT_MAPPED 0x00800000      /* bytes of low memory in the boot page tables */
 #define LOW_MEMORY 0x01000000       /* bytes of memory that this kernel uses: 16 MiB */
 
-/* Where kernel mappings are tried out: a page table, a 4 MiB page, a table that comes late. */
+/* What an entry of a directory covers, and how many entries a table and a directory have. */
+#ifdef PAE
+#define DIRECTORY_SHIFT 21
+#define ENTRIES 512
+#else
+#define DIRECTORY_SHIFT 22
+#define ENTRIES 1024
+#endif
+
+/* Where kernel mappings are tried out: a page table, a large page, a table that comes late. */
 #define TRY_TABLE 0xE0000000
 #define TRY_LARGE 0xE0400000
 #define TRY_LATE 0xE0800000

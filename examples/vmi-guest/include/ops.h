@@ -6,7 +6,7 @@
 #include "types.h"
 
 struct address_space {
-    u32 *directory;
+    pte *directory;                     /* with PAE: the four pointers to directories */
 };
 
 extern struct address_space *current_space;
@@ -40,25 +40,32 @@ static inline u32 kernel_frame(const void *address)
 }
 
 #ifdef FORM_MAINLINE
-static inline u32 pte_swap(struct address_space *space, u32 address, u32 *entry, u32 value)
+/* Direct changes that the hypervisor is told of afterwards. With PAE the low half, which has the bits, goes first. */
+static inline pte pte_swap(struct address_space *space, u32 address, pte *entry, u32 value)
 {
-    asm volatile("xchgl %0, %1" : "+r"(value), "+m"(*entry));
-    pte_update(space, address, entry);
-    return value;
-}
-
-static inline bool pte_test_and_clear(struct address_space *space, u32 address, u32 *entry, u32 bit)
-{
-    bool old;
-    asm volatile("lock btrl %2, %1" : "=@ccc"(old), "+m"(*entry) : "r"(bit));
+    u32 *half = (u32 *)entry;
+    asm volatile("xchgl %0, %1" : "+r"(value), "+m"(half[0]));
+    pte old = value;
+#ifdef PAE
+    old |= (u64)half[1] << 32;
+    half[1] = 0;
+#endif
     pte_update(space, address, entry);
     return old;
 }
 
-static inline bool pte_test_and_set(struct address_space *space, u32 address, u32 *entry, u32 bit)
+static inline bool pte_test_and_clear(struct address_space *space, u32 address, pte *entry, u32 bit)
 {
     bool old;
-    asm volatile("lock btsl %2, %1" : "=@ccc"(old), "+m"(*entry) : "r"(bit));
+    asm volatile("lock btrl %2, %1" : "=@ccc"(old), "+m"(*(u32 *)entry) : "r"(bit));
+    pte_update(space, address, entry);
+    return old;
+}
+
+static inline bool pte_test_and_set(struct address_space *space, u32 address, pte *entry, u32 bit)
+{
+    bool old;
+    asm volatile("lock btsl %2, %1" : "=@ccc"(old), "+m"(*(u32 *)entry) : "r"(bit));
     pte_update_defer(space, address, entry);
     return old;
 }

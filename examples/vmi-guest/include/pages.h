@@ -21,9 +21,9 @@
 #define PTE_BIT_WRITE 1
 
 #define KERNEL_PAGE (PTE_PRESENT | PTE_WRITE | PTE_ACCESSED | PTE_DIRTY)
-#define KERNEL_ENTRIES_FIRST (PAGE_OFFSET >> 22)
+#define LARGE_PAGE (1u << DIRECTORY_SHIFT)
 
-extern u32 kernel_directory[1024], boot_tables[];
+extern pte kernel_directory[], boot_tables[];
 
 /* frames.c */
 void frames_init(void);
@@ -38,11 +38,26 @@ static inline void *frame_address(u32 frame)
     return (void *)(PAGE_OFFSET + (frame << 12));
 }
 
+/* The entry of a directory that covers an address, and of a table. With PAE a quarter has a directory of its own. */
+static inline pte *directory_entry(pte *directory, u32 address)
+{
+#ifdef PAE
+    directory = frame_address((u32)(directory[address >> 30] >> 12));
+#endif
+    return &directory[address >> DIRECTORY_SHIFT & (ENTRIES - 1)];
+}
+
+static inline pte *table_entry(pte entry, u32 address)
+{
+    pte *table = frame_address((u32)(entry >> 12));
+    return &table[address >> 12 & (ENTRIES - 1)];
+}
+
 /* kernelmap.c */
 enum { FIX_APIC, FIX_TABLE, FIX_TEST, FIX_SLOTS };
 void fixmap_init(void);                 /* when `reserved_top` is known */
 void kernel_map_init(void);
-u32 *kernel_entry(u32 address);         /* the page table entry of an address in the kernel's own tables */
+pte *kernel_entry(u32 address);         /* the page table entry of an address in the kernel's own tables */
 void set_fixmap(u32 slot, u32 frame, u32 flags);
 u32 fixmap_address(u32 slot);
 
@@ -53,7 +68,7 @@ void space_copy(struct address_space *to, struct address_space *from);
 void space_empty(struct address_space *space);
 void space_destroy(struct address_space *space);
 void space_switch(struct address_space *space);
-u32 *space_entry(struct address_space *space, u32 address, bool make);
+pte *space_entry(struct address_space *space, u32 address, bool make);
 
 /* fault.c */
 bool user_fault(u32 address, u32 error);

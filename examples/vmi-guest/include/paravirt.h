@@ -1,5 +1,5 @@
 /*
- * Slots for sensitive operations, as 32-bit Linux 2.6.32 has them (UP, local APIC, no PAE): the objects, the order of
+ * Slots for sensitive operations, as 32-bit Linux 2.6.32 has them (UP, local APIC, with and without PAE): the objects, the order of
  * their members, and so the numbers in .parainstructions are those of that kernel.
  */
 #ifndef PARAVIRT_H
@@ -109,14 +109,21 @@ struct pv_mmu_ops {
     void (*release_pte)(u32 frame);
     void (*release_pmd)(u32 frame);
     void (*release_pud)(u32 frame);
-    void (*set_pte)(u32 *entry, u32 value);
-    void (*set_pte_at)(struct address_space *mm, u32 address, u32 *entry, u32 value);
-    void (*set_pmd)(u32 *entry, u32 value);
-    void (*pte_update)(struct address_space *mm, u32 address, u32 *entry);
-    void (*pte_update_defer)(struct address_space *mm, u32 address, u32 *entry);
-    u32 (*ptep_modify_prot_start)(struct address_space *mm, u32 address, u32 *entry);
-    void (*ptep_modify_prot_commit)(struct address_space *mm, u32 address, u32 *entry, u32 value);
+    void (*set_pte)(pte *entry, pte value);
+    void (*set_pte_at)(struct address_space *mm, u32 address, pte *entry, pte value);
+    void (*set_pmd)(pte *entry, pte value);
+    void (*pte_update)(struct address_space *mm, u32 address, pte *entry);
+    void (*pte_update_defer)(struct address_space *mm, u32 address, pte *entry);
+    pte (*ptep_modify_prot_start)(struct address_space *mm, u32 address, pte *entry);
+    void (*ptep_modify_prot_commit)(struct address_space *mm, u32 address, pte *entry, pte value);
     struct callee_save pte_val, make_pte, pgd_val, make_pgd;
+#ifdef PAE
+    void (*set_pte_atomic)(pte *entry, pte value);
+    void (*pte_clear)(struct address_space *mm, u32 address, pte *entry);
+    void (*pmd_clear)(pte *entry);
+    void (*set_pud)(pte *entry, pte value);
+    struct callee_save pmd_val, make_pmd;
+#endif
     struct {
         void (*enter)(void);
         void (*leave)(void);

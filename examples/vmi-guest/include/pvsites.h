@@ -230,32 +230,85 @@ void set_linear_mapping(u32 slot, u32 address, u32 pages, u32 frame);
 
 /* Page tables. Values pass through the identity slots, which patching turns into nothing. */
 
-static inline u32 get_entry(u32 *entry)
+#ifdef PAE
+
+#define PV_CALLEE_LONG(op, argument)                                                             \
+    ({                                                                                           \
+        u64 v_ = (argument);                                                                     \
+        asm volatile(PV_SITE : "+A"(v_) : PV_SLOT(op, CLBR_RET) : PV_LOST);                      \
+        v_;                                                                                      \
+    })
+
+static inline pte get_entry(pte *entry)
 {
-    return PV_CALLEE(pv_mmu_ops.pte_val, *(volatile u32 *)entry);
+    return PV_CALLEE_LONG(pv_mmu_ops.pte_val, *(volatile pte *)entry);
 }
 
-static inline void set_pte(u32 *entry, u32 value)
+static inline void set_pte(pte *entry, pte value)
+{
+    value = PV_CALLEE_LONG(pv_mmu_ops.make_pte, value);
+    PV_CALL(pv_mmu_ops.set_pte, entry, (u32)value, (u32)(value >> 32));
+}
+
+static inline void set_pte_atomic(pte *entry, pte value)
+{
+    PV_CALL(pv_mmu_ops.set_pte_atomic, entry, (u32)value, (u32)(value >> 32));
+}
+
+/* Five words of arguments: 2.6.32 calls this one without an annotation. */
+static inline void set_pte_at(struct address_space *mm, u32 address, pte *entry, pte value)
+{
+    if (value)
+        pv_mmu_ops.set_pte_at(mm, address, entry, value);
+    else
+        PV_CALL(pv_mmu_ops.pte_clear, mm, address, entry);
+}
+
+static inline void set_pmd(pte *entry, pte value)
+{
+    if (value) {
+        value = PV_CALLEE_LONG(pv_mmu_ops.make_pmd, value);
+        PV_CALL(pv_mmu_ops.set_pmd, entry, (u32)value, (u32)(value >> 32));
+    } else {
+        PV_CALL(pv_mmu_ops.pmd_clear, entry, 0, 0);
+    }
+}
+
+static inline void set_pud(pte *entry, pte value)
+{
+    PV_CALL(pv_mmu_ops.set_pud, entry, (u32)value, (u32)(value >> 32));
+}
+
+#else
+
+static inline pte get_entry(pte *entry)
+{
+    return PV_CALLEE(pv_mmu_ops.pte_val, *(volatile pte *)entry);
+}
+
+static inline void set_pte(pte *entry, pte value)
 {
     PV_CALL(pv_mmu_ops.set_pte, entry, PV_CALLEE(pv_mmu_ops.make_pte, value), 0);
 }
 
-static inline void set_pte_at(struct address_space *mm, u32 address, u32 *entry, u32 value)
+static inline void set_pte_at(struct address_space *mm, u32 address, pte *entry, pte value)
 {
     PV_CALL4(pv_mmu_ops.set_pte_at, mm, address, entry, value);
 }
 
-static inline void set_pmd(u32 *entry, u32 value)
+static inline void set_pmd(pte *entry, pte value)
 {
     PV_CALL(pv_mmu_ops.set_pmd, entry, value, 0);
 }
 
-static inline void pte_update(struct address_space *mm, u32 address, u32 *entry)
+#endif
+
+static inline void pte_update(struct address_space *mm, u32 address, pte *entry)
 {
     PV_CALL(pv_mmu_ops.pte_update, mm, address, entry);
 }
 
-static inline void pte_update_defer(struct address_space *mm, u32 address, u32 *entry)
+static inline void pte_update_defer(struct address_space *mm, u32 address, pte *entry)
 {
     PV_CALL(pv_mmu_ops.pte_update_defer, mm, address, entry);
 }

@@ -9,6 +9,13 @@ typedef unsigned long long u64;
 typedef int s32;
 typedef _Bool bool;
 
+/* An entry of a page table or directory. */
+#ifdef PAE
+typedef u64 pte;
+#else
+typedef u32 pte;
+#endif
+
 #define true 1
 #define false 0
 #define NULL ((void *)0)

@@ -11,7 +11,7 @@ static u32 shared_frame;
 
 static void map(u32 address, u32 frame, u32 flags)
 {
-    u32 *entry = space_entry(current_space, address, true);
+    pte *entry = space_entry(current_space, address, true);
     set_pte_at(current_space, address, entry, frame << 12 | PTE_PRESENT | PTE_USER | flags);
     flush_tlb_single(address);
 }
@@ -46,8 +46,8 @@ static bool bring(u32 address)
 static bool take_copy(u32 address)
 {
     u32 page = address & ~(PAGE_SIZE - 1);
-    u32 *entry = space_entry(current_space, page, false);
-    u32 value = entry ? get_entry(entry) : 0;
+    pte *entry = space_entry(current_space, page, false);
+    u32 value = entry ? (u32)get_entry(entry) : 0;
     if (!(value & PTE_PRESENT) || !(value & PTE_COPY))
         return false;
     u32 old = value >> 12;
@@ -77,13 +77,13 @@ bool user_fault(u32 address, u32 error)
 /* The kernel's part of the loaded directory lacks a table that the kernel has. */
 static bool late_table(u32 address, u32 error)
 {
-    u32 at = address >> 22;
     if (address < PAGE_OFFSET || error & (ERROR_PRESENT | ERROR_USER) || current_space == &kernel_space)
         return false;
-    u32 entry = get_entry(&kernel_directory[at]);
-    if (!(entry & PTE_PRESENT) || get_entry(&current_space->directory[at]) & PTE_PRESENT)
+    pte entry = get_entry(directory_entry(kernel_directory, address));
+    pte *own = directory_entry(current_space->directory, address);
+    if (!(entry & PTE_PRESENT) || get_entry(own) & PTE_PRESENT)
         return false;
-    set_pmd(&current_space->directory[at], entry);
+    set_pmd(own, entry);
     return true;
 }
 

@@ -12,7 +12,7 @@ struct address_space kernel_space = {kernel_directory};
 struct address_space *current_space = &kernel_space;
 
 static u32 global;
-static u32 fixmap_table[1024] PAGE_ALIGNED;
+static pte fixmap_table[ENTRIES] PAGE_ALIGNED;
 
 /* Linux: the fixed mappings end a page below the hypervisor's. */
 u32 fixmap_address(u32 slot)
@@ -20,17 +20,16 @@ u32 fixmap_address(u32 slot)
     return -reserved_top - PAGE_SIZE - (slot + 1) * PAGE_SIZE;
 }
 
-u32 *kernel_entry(u32 address)
+pte *kernel_entry(u32 address)
 {
-    u32 *table = frame_address(get_entry(&kernel_directory[address >> 22]) >> 12);
-    return table + (address >> 12 & 1023);
+    return table_entry(get_entry(directory_entry(kernel_directory, address)), address);
 }
 
 static void add_table(u32 address)
 {
     u32 frame = frame_get();
     alloc_pt(frame);
-    set_pmd(&kernel_directory[address >> 22], frame << 12 | KERNEL_PAGE);
+    set_pmd(directory_entry(kernel_directory, address), frame << 12 | KERNEL_PAGE);
 }
 
 void set_fixmap(u32 slot, u32 frame, u32 flags)
@@ -47,14 +46,14 @@ void set_fixmap(u32 slot, u32 frame, u32 flags)
 void fixmap_init(void)
 {
     u32 top = fixmap_address(0);
-    EXPECT("memory", "the directory entries of fixed mappings", fixmap_address(FIX_SLOTS - 1) >> 22, top >> 22);
-    set_pmd(&kernel_directory[top >> 22], (kernel_frame(fixmap_table) << 12) | KERNEL_PAGE);
+    EXPECT("memory", "the directory entries of fixed mappings", fixmap_address(FIX_SLOTS - 1) >> DIRECTORY_SHIFT, top >> DIRECTORY_SHIFT);
+    set_pmd(directory_entry(kernel_directory, top), (kernel_frame(fixmap_table) << 12) | KERNEL_PAGE);
 }
 
 static void map_low_memory(void)
 {
-    for (u32 start = 0; start < LOW_MEMORY; start += 1 << 22) {
-        u32 *entry = &kernel_directory[(PAGE_OFFSET + start) >> 22];
+    for (u32 start = 0; start < LOW_MEMORY; start += LARGE_PAGE) {
+        pte *entry = directory_entry(kernel_directory, PAGE_OFFSET + start);
         if (cpu_features & FEATURE_PSE) {
             set_pmd(entry, start | KERNEL_PAGE | PTE_LARGE | global);
             continue;
@@ -62,13 +61,13 @@ static void map_low_memory(void)
         u32 frame;
         bool present = get_entry(entry) & PTE_PRESENT;
         if (present) {
-            frame = get_entry(entry) >> 12;
+            frame = (u32)(get_entry(entry) >> 12);
         } else {
             frame = frame_get();
             alloc_pt(frame);
         }
-        u32 *table = frame_address(frame);
-        for (u32 page = 0; page < 1024; page++)
+        pte *table = frame_address(frame);
+        for (u32 page = 0; page < ENTRIES; page++)
             set_pte(&table[page], (start + (page << 12)) | KERNEL_PAGE | global);
         if (!present)
             set_pmd(entry, frame << 12 | KERNEL_PAGE);
@@ -87,7 +86,11 @@ void kernel_map_init(void)
     }
     write_cr4(cr4);
 
+#ifdef PAE
+    alloc_pd(kernel_frame(directory_entry(kernel_directory, PAGE_OFFSET)));
+#else
     alloc_pd(kernel_frame(kernel_directory));
+#endif
     map_low_memory();
     add_table(TRY_TABLE);
 #ifndef FORM_MAINLINE
@@ -96,8 +99,14 @@ void kernel_map_init(void)
     write_cr3((u32)kernel_directory - PAGE_OFFSET);
     flush_tlb_kernel();
 
-    /* The identity mapping of the boot has served. */
-    for (u32 at = 0; at < BOOT_MAPPED >> 22; at++)
-        set_pmd(&kernel_directory[at], 0);
+    /* The identity mapping of the boot has served. With PAE the pointers lead to a page of zeros, as in 2.6.32. */
+#ifdef PAE
+    static pte zeros[ENTRIES] PAGE_ALIGNED;
+    for (u32 quarter = 0; quarter < PAGE_OFFSET >> 30; quarter++)
+        set_pud(&kernel_directory[quarter], kernel_frame(zeros) << 12 | PTE_PRESENT);
+#else
+    for (u32 at = 0; at < BOOT_MAPPED; at += LARGE_PAGE)
+        set_pmd(directory_entry(kernel_directory, at), 0);
+#endif
     flush_tlb_kernel();
 }

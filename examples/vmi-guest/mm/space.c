@@ -3,19 +3,69 @@
 
 #define USER_TABLE (PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_ACCESSED | PTE_DIRTY)
 
+#ifdef PAE
+
+#define KERNEL_QUARTER (PAGE_OFFSET >> 30)
+
+/* The kernel's quarter is shared; the others get their directories at once, since the processor caches the pointers. */
+void space_create(struct address_space *space)
+{
+    u32 frame = frame_get();
+    pte *pointers = frame_address(frame);
+    pointers[KERNEL_QUARTER] = kernel_directory[KERNEL_QUARTER];
+    alloc_pd_clone(frame, kernel_frame(kernel_directory), KERNEL_QUARTER, 1);
+    for (u32 quarter = 0; quarter < KERNEL_QUARTER; quarter++) {
+        u32 directory = frame_get();
+        alloc_pd(directory);
+        set_pud(&pointers[quarter], directory << 12 | PTE_PRESENT);
+    }
+    space->directory = pointers;
+}
+
+/* No longer loaded anywhere. The pointers go directly, and of their page nothing is told: 2.6.32. */
+void space_destroy(struct address_space *space)
+{
+    for (u32 quarter = 0; quarter < KERNEL_QUARTER; quarter++) {
+        u32 frame = (u32)(space->directory[quarter] >> 12);
+        space->directory[quarter] = 0;
+        release_pd(frame);
+        frame_put(frame);
+    }
+    frame_put(kernel_frame(space->directory));
+    space->directory = NULL;
+}
+
+#else
+
+#define KERNEL_ENTRIES_FIRST (PAGE_OFFSET >> DIRECTORY_SHIFT)
+
 /* The kernel's entries are there before the page becomes a directory, as 2.6.32 does it. */
 void space_create(struct address_space *space)
 {
     u32 frame = frame_get();
     space->directory = frame_address(frame);
-    for (u32 at = KERNEL_ENTRIES_FIRST; at < 1024; at++)
+    for (u32 at = KERNEL_ENTRIES_FIRST; at < ENTRIES; at++)
         space->directory[at] = kernel_directory[at];
-    alloc_pd_clone(frame, kernel_frame(kernel_directory), KERNEL_ENTRIES_FIRST, 1024 - KERNEL_ENTRIES_FIRST);
+    alloc_pd_clone(frame, kernel_frame(kernel_directory), KERNEL_ENTRIES_FIRST, ENTRIES - KERNEL_ENTRIES_FIRST);
 }
 
-u32 *space_entry(struct address_space *space, u32 address, bool make)
+/* No longer loaded anywhere. Linux up to 2.6.24 says that it lets go of a directory, later ones do not. */
+void space_destroy(struct address_space *space)
 {
-    u32 *entry = &space->directory[address >> 22];
+    static bool told;
+    u32 frame = kernel_frame(space->directory);
+    told = !told;
+    if (told)
+        release_pd(frame);
+    frame_put(frame);
+    space->directory = NULL;
+}
+
+#endif
+
+pte *space_entry(struct address_space *space, u32 address, bool make)
+{
+    pte *entry = directory_entry(space->directory, address);
     if (!(get_entry(entry) & PTE_PRESENT)) {
         if (!make)
             return NULL;
@@ -23,31 +73,32 @@ u32 *space_entry(struct address_space *space, u32 address, bool make)
         alloc_pt(frame);
         set_pmd(entry, frame << 12 | USER_TABLE);
     }
-    u32 *table = frame_address(get_entry(entry) >> 12);
-    return table + (address >> 12 & 1023);
+    return table_entry(get_entry(entry), address);
 }
 
 /* Calls `visit` for every page that is present in the user's part. */
 static void each_page(struct address_space *space, struct address_space *other,
-                      void (*visit)(struct address_space *, struct address_space *, u32, u32 *))
+                      void (*visit)(struct address_space *, struct address_space *, u32, pte *))
 {
-    for (u32 at = 0; at < KERNEL_ENTRIES_FIRST; at++) {
-        if (!(get_entry(&space->directory[at]) & PTE_PRESENT))
+    for (u32 start = 0; start < PAGE_OFFSET; start += LARGE_PAGE) {
+        pte table = get_entry(directory_entry(space->directory, start));
+        if (!(table & PTE_PRESENT))
             continue;
-        u32 *table = frame_address(get_entry(&space->directory[at]) >> 12);
-        for (u32 page = 0; page < 1024; page++)
-            if (get_entry(&table[page]) & PTE_PRESENT)
-                visit(space, other, at << 22 | page << 12, &table[page]);
+        for (u32 address = start; address < start + LARGE_PAGE; address += PAGE_SIZE) {
+            pte *entry = table_entry(table, address);
+            if (get_entry(entry) & PTE_PRESENT)
+                visit(space, other, address, entry);
+        }
     }
 }
 
 /* Both lose the right to write: the one that writes first gets a copy. */
-static void copy_page(struct address_space *from, struct address_space *to, u32 address, u32 *entry)
+static void copy_page(struct address_space *from, struct address_space *to, u32 address, pte *entry)
 {
-    u32 value = get_entry(entry);
+    u32 value = (u32)get_entry(entry);
     if (value & PTE_WRITE && !(value & PTE_KEPT)) {
         pte_test_and_clear(from, address, entry, PTE_BIT_WRITE);
-        value = (get_entry(entry) | PTE_COPY) & ~PTE_DIRTY;
+        value = ((u32)get_entry(entry) | PTE_COPY) & ~PTE_DIRTY;
         set_pte_at(from, address, entry, value);
     }
     set_pte_at(to, address, space_entry(to, address, true), value & ~PTE_ACCESSED);
@@ -63,10 +114,10 @@ void space_copy(struct address_space *to, struct address_space *from)
     flush_tlb_user();
 }
 
-static void drop_page(struct address_space *space, struct address_space *other, u32 address, u32 *entry)
+static void drop_page(struct address_space *space, struct address_space *other, u32 address, pte *entry)
 {
     (void)other;
-    frame_put(pte_swap(space, address, entry, 0) >> 12);
+    frame_put((u32)(pte_swap(space, address, entry, 0) >> 12));
 }
 
 /* Everything of the user's: pages, then the tables, each unhooked before it is released. */
@@ -74,25 +125,17 @@ void space_empty(struct address_space *space)
 {
     lazy_mmu_enter();
     each_page(space, NULL, drop_page);
-    for (u32 at = 0; at < KERNEL_ENTRIES_FIRST; at++) {
-        u32 value = get_entry(&space->directory[at]);
-        if (!(value & PTE_PRESENT))
+    for (u32 start = 0; start < PAGE_OFFSET; start += LARGE_PAGE) {
+        pte *entry = directory_entry(space->directory, start);
+        u32 frame = (u32)(get_entry(entry) >> 12);
+        if (!(get_entry(entry) & PTE_PRESENT))
             continue;
-        set_pmd(&space->directory[at], 0);
-        release_pt(value >> 12);
-        frame_put(value >> 12);
+        set_pmd(entry, 0);
+        release_pt(frame);
+        frame_put(frame);
     }
     lazy_mmu_leave();
     flush_tlb_user();
-}
-
-/* No longer loaded anywhere. */
-void space_destroy(struct address_space *space)
-{
-    u32 frame = kernel_frame(space->directory);
-    release_pd(frame);
-    frame_put(frame);
-    space->directory = NULL;
 }
 
 void space_switch(struct address_space *space)
