@@ -237,6 +237,14 @@ DESCRIPTORS: dict[str, tuple[Action | After, Ends]] = {
         After(descriptor(6, segment(0x9F)), raw("nop", far("ea", 0x30, HERE), "mov eax, cs")),
         Harmless((("eax", 0x31), ("cpl", 1))),
     ),
+    "a segment that was never used": (
+        After(descriptor(6, segment(0xF2)), text("mov eax, 0x33; mov fs, eax")),
+        Harmless((("cpl", 1),)),
+    ),
+    "code that was never used": (
+        After(descriptor(6, segment(0x9A)), raw("nop", far("ea", 0x30, HERE), "mov eax, cs")),
+        Harmless((("eax", 0x31), ("cpl", 1))),
+    ),
     "a stack segment with RPL 0": (
         After(descriptor(6, segment(0x93)), text("mov eax, 0x30; mov ss, eax")),
         Fault(13, 0x30),
