@@ -265,3 +265,26 @@ def test_instructions(hypervisor: str, pae: bool) -> None:
 @BOTH
 def test_everything_mixed(hypervisor: str, pae: bool) -> None:
     play(Fuzz(hypervisor, pae, f"mixed {hypervisor} {pae}"), "call", "gate_call", "hypercall", "instruction")
+
+
+@ALL
+@pytest.mark.parametrize("abi", ["vmi-3.0", "vmi-13.0"])
+def test_forged_roms(hypervisor: str, abi: str) -> None:
+    """The init call reads a ROM that the guest may have made: any bytes give an answer."""
+    guest = PagedGuest(hypervisor, abi)
+    base = guest.machine.snapshot()
+    pick = random.Random(f"roms {hypervisor} {abi}")
+    layout_at = int.from_bytes(guest.rom.data[0x2A:0x2C], "little")
+    answers = set()
+    for _ in range(150):
+        guest.machine.restore(base)
+        forged = bytearray(guest.rom.data)
+        for _ in range(pick.randint(1, 6)):
+            at = pick.choice((pick.randrange(len(forged)), pick.randrange(0x40), layout_at + pick.randrange(200)))
+            forged[at] = pick.choice((0, 0xFF, pick.randrange(256)))
+        guest.memory.write(FREE, bytes(forged))
+        answers.add(guest.personality.start(BASE + FREE))
+        assert guest.cpu.get("cpl") == int(guest.personality.active)
+        if guest.personality.active:
+            descriptors(guest)
+    assert {0, 1, 2} <= answers <= {0, 1, 2, 3}
