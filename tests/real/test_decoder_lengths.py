@@ -56,6 +56,8 @@ LATER = {
 SERIALIZE = b"\x0f\x01\xe8"  # of later processors (SDM 2, SERIALIZE), and younger than this capstone
 UD1 = "UD1 has a ModRM byte (SDM 2, UD: 0F B9 /r); capstone leaves it out. Ours is right"
 UD0 = "UD0: #UD whatever its length (SDM 2, UD: some processors read no ModRM byte). No instruction to either"
+SECOND = {(0xD9, 0xD8): "FSTP", (0xDD, 0xC8): "FXCH", (0xDF, 0xC0): "FFREEP", (0xDF, 0xC8): "FXCH"}
+SECOND |= {(0xDF, 0xD0): "FSTP", (0xDF, 0xD8): "FSTP"}
 RESERVED = {
     "x87": "a reserved x87 encoding: no length is defined (SDM 2, A.5.2)",
     "8e": "MOV to a segment register that does not exist: #UD (SDM 2, MOV)",
@@ -147,6 +149,8 @@ def judge(code: bytes, theirs: int, ours: int) -> str:
         return UD0
     if theirs > 0 and ours == UNDEFINED and name in LATER:
         return f"{LATER[name]}: of a later processor"
+    if theirs == 0 and ours == 2 and (code[0], code[1] & 0xF8) in SECOND:
+        return f"a second encoding of {SECOND[code[0], code[1] & 0xF8]}, which every processor has and no manual names"
     if theirs == 0 and (int(name[:2], 16) & 0xF8 == 0xD8 or name == "8e") and undefined_when_executed(code[:15]):
         return RESERVED["8e" if name == "8e" else "x87"]
     return ""
@@ -169,7 +173,8 @@ def sweep(cpu: Cpu, code: bytes, address: int) -> Sweep:
         if not reason:
             found.unexplained.append(f"NOT EXPLAINED: {example}")
             return
-        group = found.groups.setdefault(encoding(piece), Group(reason))
+        key = piece[:2].hex(" ") if theirs == 0 else encoding(piece)
+        group = found.groups.setdefault(key, Group(reason))
         group.count += 1
         group.example = group.example or example
 

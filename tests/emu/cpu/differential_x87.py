@@ -46,7 +46,7 @@ def instruction(rng: random.Random) -> bytes:
                                  (0xDF, 1), (0xDD, 1), (0xDB, 4), (0xDB, 6), (0xDF, 4)):  # fmt: skip
                 continue  # environments; holes; SSE3's FISTTP; FBLD of digits that are none
             return bytes([opcode, modrm])
-        if opcode == 0xD9 and ((modrm >= 0xD1 and modrm < 0xE0) or modrm in (0xE2, 0xE3, 0xE6, 0xE7, 0xEF)):
+        if opcode == 0xD9 and ((modrm >= 0xD1 and modrm < 0xD8) or modrm in (0xE2, 0xE3, 0xE6, 0xE7, 0xEF)):
             continue
         if opcode == 0xD9 and modrm >= 0xF0 and modrm not in (0xF4, 0xF6, 0xF7, 0xFA, 0xFC):
             continue
@@ -56,11 +56,11 @@ def instruction(rng: random.Random) -> bytes:
             continue
         if opcode == 0xDC and 0xD0 <= modrm < 0xE0:
             continue
-        if opcode == 0xDD and (0xC8 <= modrm < 0xD0 or modrm >= 0xF0):
+        if opcode == 0xDD and modrm >= 0xF0:
             continue
         if opcode == 0xDE and (0xD0 <= modrm < 0xD8 or (0xD8 <= modrm < 0xE0 and modrm != 0xD9)):
             continue
-        if opcode == 0xDF and (modrm < 0xE0 or 0xE1 <= modrm < 0xE8 or modrm >= 0xF8):
+        if opcode == 0xDF and (0xE1 <= modrm < 0xE8 or modrm >= 0xF8):
             continue
         return bytes([opcode, modrm])
 

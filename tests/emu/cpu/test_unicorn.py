@@ -68,7 +68,7 @@ def x87_is_unicorns(line: str) -> bool:
         return signalling(line) and changed.startswith("memory ")
     if code[0] in (0xDB, 0xDF) and 0xE8 <= code[1] < 0xF8:
         return changed.startswith("flags ") and "," not in changed.rstrip()
-    if code[0] == 0xDD and 0xD0 <= code[1] < 0xE0:
+    if (code[0] in (0xDD, 0xDF) and 0xD0 <= code[1] < 0xE0) or (code[0] == 0xD9 and 0xD8 <= code[1] < 0xE0):
         return changed.startswith("full ")
     if code[0] in (0xD9, 0xDD) and code[1] == 0x03:
         return quieted(*values_of(changed)) and "," not in changed

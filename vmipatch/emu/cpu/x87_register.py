@@ -68,6 +68,10 @@ def fpu_register(c: Core, p: i64, which: u32, modrm: u32) -> i64:
         known = fpu_free_and_store(c, reg, index)
     elif reg == 5 or reg == 6:
         fpu_order_flags(c, index, 1, 1 if reg == 5 else 0)
+    elif reg < 4:
+        known = fpu_free_and_store(c, reg if reg < 2 else 3, index)
+        if reg == 0:
+            fpu_pop(c)  # FFREEP
     else:
         known = 0
     if known == 0:
@@ -138,9 +142,15 @@ def fpu_arithmetic_register(c: Core, which: int, reg: int, index: int) -> int:
 
 
 def fpu_free_and_store(c: Core, reg: int, index: int) -> int:
-    """DD: FFREE, FST, FSTP, FUCOM, FUCOMP; 0 if undefined."""
+    """DD: FFREE, FXCH, FST, FSTP, FUCOM, FUCOMP; 0 if undefined.
+
+    FXCH here, and all of DF C0..DF and D9 D8..DF, are second encodings that no
+    manual of Intel's has and every processor does (AMD's guides name FFREEP).
+    """
     if reg == 0:
         fpu_set_tag(c, (c.fpu_status >> 11) + index & 7, 3)
+    elif reg == 1:
+        fpu_exchange(c, index)
     elif reg in (2, 3):
         if fpu_is_empty(c, 0):
             if not fpu_stack_underflow(c):
@@ -191,6 +201,8 @@ def fpu_single(c: Core, modrm: int, reg: int, index: int) -> int:
         return 1
     if modrm == 0xD0:
         return 1
+    if reg == 3:
+        return fpu_free_and_store(c, 3, index)
     if reg == 5 and modrm != 0xEF:
         fpu_push(c, fpu_constant(index, c.fpu_control >> 10 & 3))
         return 1
