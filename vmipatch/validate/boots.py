@@ -104,6 +104,10 @@ def judge(boots: Iterable[Boot]) -> None:
     for boot in others:
         if boot.violation is not None:
             boot.problems.append(f"the hypervisor stopped the guest: {boot.violation}")
+        if not shown:
+            # There is nothing to compare with.
+            boot.verdict = "fail" if boot.violation is not None else "not shown"
+            continue
         if boot.reason != first.reason:
             boot.problems.append(f"it ends with {boot.reason}, the native one with {first.reason}")
         line = first_difference(first.console, boot.console)
@@ -111,14 +115,11 @@ def judge(boots: Iterable[Boot]) -> None:
             boot.problems.append(line)
         boot.verdict = "fail" if boot.problems else "pass"
     made = [b for b in others if b.kind in ("self", "static")]
-    if len(made) == 2 and not any(b.problems for b in made):
+    if shown and len(made) == 2 and not any(b.problems for b in made):
         one, two = (set(b.calls) for b in made)
         if one != two:
             made[1].problems.append(f"calls made in one boot only: {', '.join(sorted(one ^ two))}")
             made[1].verdict = "fail"
-    if not shown:
-        for boot in others:
-            boot.verdict = "not shown" if boot.verdict == "pass" else boot.verdict
 
 
 def first_difference(one: bytes, other: bytes) -> str:
