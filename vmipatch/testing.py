@@ -103,8 +103,8 @@ def assert_patched_like(
     """Every byte of ``patched`` is what the kernel's own patcher would have made of ``original``, and no other changed.
 
     For a ``target`` of the library, or: a CPU model (``cpu``) or a file of feature words (``features``) with ``cpus``
-    CPUs, or a VMI ``rom`` at physical ``rom_base``.  ``kernel`` is the version whose rules count instead of the banner's;
-    ``sealed`` as with ``vmipatch patch --seal``.
+    CPUs, or a VMI ``rom`` at physical ``rom_base``.  ``kernel`` is the version whose rules count instead of the
+    banner's; ``sealed`` as with ``vmipatch patch --seal``.
     """
     __tracebackhide__ = True
     from vmipatch.annotate import scan
@@ -168,8 +168,8 @@ def _same_bytes(before: Image, after: Image, found: Scan, plan: Plan) -> None:
     sides = (("original", bytes(before.data)), ("found", held), ("expected", bytes(expected)))
     for name, data in sides:
         lines.append(f"  {name:<9} {_code(before, data[at : at + _INSTRUCTION], start, length)}")
-    patch = patches.get(first)
-    lines.append(f"  because: {patch.cause.reason}" if patch else "  because: nothing changes this byte")
+    cause = patches.get(first)
+    lines.append(f"  because: {cause.cause.reason}" if cause else "  because: nothing changes this byte")
     raise AssertionError("\n".join(lines))
 
 

@@ -59,6 +59,11 @@ def explain(
         cpu = None if features is None else from_features(features)
         dump = Memory(memory, None if base is None else number(base))
         found = run(opened, dump, cpu=cpu, kernel=parse(kernel))
+        if sarif is not None:
+            from vmipatch.report.sarif import explain_document
+            from vmipatch.report.writing import write_text
+
+            write_text(sarif, explain_document(opened, str(memory), found))
         if html is not None:
             from vmipatch.report.html import render
             from vmipatch.report.pages import explain_page

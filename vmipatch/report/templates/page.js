@@ -353,7 +353,7 @@
         pen.font = "12px " + style.getPropertyValue("--mono");
         pen.textBaseline = "top";
         const step = Math.max(1, Math.ceil(40 / c));
-        for (let row = 0; row < deep && row * c + 12 <= Math.max(deep * c, 12); row += step) pen.fillText(addressText(low + row * across * per), 0, row * c);
+        for (let row = 0; row < deep && row * c + 12 <= Math.max(deep * c, 12); row += step) pen.fillText(addressText(low + row * across * per), 0, row * c + 1);
       }
       const ring = (n, colour) => {
         const [x, y, w, h] = box(n);
