@@ -95,6 +95,10 @@ HOLE_WRITES: dict[str, tuple[Action | After, Ends]] = {
     "fnsave": (raw("nop", f"dd35{struct.pack('<I', HOLE).hex()}"), hole(HOLE)),
     "fist": (raw("fninit; fld1", f"db15{struct.pack('<I', HOLE).hex()}"), hole(HOLE)),
     "fxsave": (raw("nop", f"0fae05{struct.pack('<I', HOLE + 15 & ~15).hex()}"), hole()),
+    "fxsave across the edge": (raw("nop", f"0fae05{struct.pack('<I', HOLE - 128).hex()}"), hole()),
+    "fnsave across the edge": (raw("nop", f"dd35{struct.pack('<I', HOLE - 96).hex()}"), hole()),
+    "fnstenv across the edge": (raw("nop", f"d935{struct.pack('<I', HOLE - 20).hex()}"), hole()),
+    "sgdt across the edge": (raw("nop", f"0f0105{struct.pack('<I', HOLE - 5).hex()}"), hole()),
     "through a segment with a shifted base": (
         After(
             call("WriteGDTEntry", 0xFCCF9300, eax=BASE + GDT, edx=6, ecx=0x0000FFFF),
