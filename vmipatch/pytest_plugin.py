@@ -57,7 +57,7 @@ def vmi_image(request: pytest.FixtureRequest, vmi_open: Callable[..., Image]) ->
         if len(mark.args) != 1 or mark.kwargs:
             pytest.fail(f"the marker takes one path: {MARKER}", pytrace=False)
         folders = [request.path.parent, request.config.rootpath]
-        candidates = [folder / mark.args[0] for folder in folders]
+        candidates = list(dict.fromkeys(folder / mark.args[0] for folder in folders))
     elif request.config.getoption("--vmi-image"):
         candidates = [request.config.invocation_params.dir / request.config.getoption("--vmi-image")]
     elif request.config.getini("vmi_image"):

@@ -1,0 +1,3 @@
+"""pytester: tests of tests."""
+
+pytest_plugins = ["pytester"]
