@@ -109,7 +109,12 @@ def run(
     summary = _summary(machine, outcome, seconds, COMPILED)
     stopped = machine.personality.violation if machine.personality is not None else None
     if stopped is not None:
-        summary["violation"] = {"rule": stopped.rule, "message": stopped.message}
+        summary["violation"] = {
+            "rule": stopped.rule,
+            "message": stopped.message,
+            "address": stopped.address,
+            "address_hex": None if stopped.address is None else f"{stopped.address:#x}",
+        }
         _say(f"{hypervisor} stopped the guest: {stopped}")
     if failed and outcome.reason != "poweroff":
         _post_mortem(machine, build, outcome, summary, COMPILED)
