@@ -3,6 +3,7 @@
 Imports patch, rombuild, annotate, image, isa, facts and errors.
 """
 
+from vmipatch.audit.engine import audit
 from vmipatch.audit.finding import KINDS, SEVERITIES, Audit, Finding, FunctionCount, Kind, Swept, reaches
 
-__all__ = ["KINDS", "SEVERITIES", "Audit", "Finding", "FunctionCount", "Kind", "Swept", "reaches"]
+__all__ = ["KINDS", "SEVERITIES", "Audit", "Finding", "FunctionCount", "Kind", "Swept", "audit", "reaches"]

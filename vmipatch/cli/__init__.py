@@ -7,6 +7,8 @@ from io import TextIOWrapper
 
 import typer
 
+from vmipatch.cli.audit import audit
+from vmipatch.cli.audit import audit
 from vmipatch.cli.demo import demo
 from vmipatch.cli.diff import diff
 from vmipatch.cli.explain import explain
@@ -28,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (scan, patch, diff, restore, explain, run, validate, demo, schema):
+for command in (scan, patch, diff, restore, explain, audit, run, validate, demo, schema):
     app.command()(command)
 app.add_typer(rom, name="rom")
 

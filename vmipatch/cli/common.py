@@ -55,8 +55,16 @@ def open_and_scan(
 ) -> tuple[Image, Scan]:
     """The image and its sites."""
     from vmipatch.annotate import scan
-    from vmipatch.errors import UsageError
     from vmipatch.image import open_image
+
+    overrides = layout_options(layouts)
+    image = open_image(path, base=None if base is None else number(base), system_map=system_map)
+    return image, scan(image, families or None, overrides)
+
+
+def layout_options(layouts: list[str] | None) -> dict[str, str]:
+    """``--layout FAMILY=NAME`` as a mapping; raises :class:`UsageError` for another form."""
+    from vmipatch.errors import UsageError
 
     overrides = {}
     for item in layouts or ():
@@ -64,8 +72,7 @@ def open_and_scan(
         if not equals:
             raise UsageError(f"--layout {item}: write it as FAMILY=NAME")
         overrides[family] = name
-    image = open_image(path, base=None if base is None else number(base), system_map=system_map)
-    return image, scan(image, families or None, overrides)
+    return overrides
 
 
 def number(text: str) -> int:

@@ -90,6 +90,19 @@ def opcode_at(code: bytes, bits: int) -> tuple[frozenset[int], Opcode, int]:
     return prefixes, (place, code[at]), at + 1
 
 
+def branch_target(data: bytes, first: int, last: int, base: int, bits: int) -> int:
+    """The virtual address that the relative branch ``data[first:last]`` goes to; ``base`` is that of ``data``."""
+    opcode, length = data[first], last - first
+    width = 1
+    if (opcode in (0xE8, 0xE9) and length == 5) or (opcode == 0x0F and length == 6):
+        width = 4
+    elif length != 2:
+        _, (_, opcode), at = opcode_at(data[first:last], bits)
+        width = length - at - (opcode == 0xC7)  # XBEGIN has a ModRM byte
+    target = base + last + int.from_bytes(data[last - width : last], "little", signed=True)
+    return target & (0xFFFF if width == 2 else (1 << bits) - 1)
+
+
 def classify(code: bytes, bits: int) -> Sensitive | None:
     """What kind of sensitive instruction ``code``, one whole instruction, is; None if it is not sensitive."""
     prefixes, opcode, at = opcode_at(code, bits)

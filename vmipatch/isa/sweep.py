@@ -67,7 +67,8 @@ def expression(bits: int, wanted: frozenset[Opcode] = frozenset()) -> re.Pattern
     plain = [_without(row, wanted) for row in rows if not row.branch]
     asked = [_only(row, wanted) for row in rows if not row.branch]
     branches = [row for row in rows if row.branch]
-    boring = _instructions(spec, bits, plain, extended=True)
+    emulate = (re.escape(bytes.fromhex(text)) for text in spec["prefixes"]["emulate"])
+    boring = _choice([*emulate, _instructions(spec, bits, plain, extended=True)])
     branch = _instructions(spec, bits, branches, extended=False)
     stop = _instructions(spec, bits, asked, extended=False) if wanted else b"(?!)"
     text = b"(?:%b){0,%d}(?:(%b)|(%b)|(?!%b)(.))?" % (boring, RUN, branch, stop, boring)

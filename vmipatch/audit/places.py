@@ -1,0 +1,166 @@
+"""Findings with their places: section, symbol, offset in the file, and counts for each function.
+
+Imports annotate.site, image, errors and its sister finding.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from vmipatch.annotate.site import Detailed, Finding, Site
+from vmipatch.audit.finding import KINDS, SEVERITIES, FunctionCount
+from vmipatch.errors import AddressError
+from vmipatch.image import Image
+
+MOST = 50_000
+"""Findings of one identifier that are kept; more are counted only: no kernel has as many, a damaged one may."""
+
+
+class Collector:
+    """Takes findings, and counts them by identifier and by function."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._found: list[Finding] = []
+        self._functions: dict[tuple[str, str | None, str], tuple[int, Counter[str]]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(
+        self,
+        id: str,
+        message: str,
+        *,
+        address: int | None = None,
+        length: int | None = None,
+        section: str | None = None,
+        severity: str | None = None,
+        what: str | None = None,
+        details: Mapping[str, Detailed] | None = None,
+    ) -> None:
+        """One finding; ``what`` is what the function's count tells apart (an instruction, a slot).
+
+        The severity is the identifier's own unless given.  Without a section the one that the address is in is said.
+        """
+        image = self._image
+        symbol, distance = image.symbols.at(address) or (None, None) if address is not None else (None, None)
+        if section is None:
+            at = image.section_at(address) if address is not None else None
+            section = at.name if at is not None else ""
+        self.counts[id] += 1
+        if what is not None and address is not None:
+            _, kinds = self._functions.setdefault((id, symbol, section), (address, Counter()))
+            kinds[what] += 1
+        if self.counts[id] > MOST:
+            return
+        self._found.append(
+            Finding(
+                id,
+                severity or KINDS[id].severity,
+                message,
+                section,
+                address,
+                self._offset(address),
+                length,
+                symbol,
+                distance,
+                dict(details or {}),
+            )
+        )
+
+    def take(self, findings: Iterable[Finding]) -> None:
+        """Findings of a scan, with what they lack."""
+        for found in findings:
+            self.counts[found.id] += 1
+            named = self._image.symbols.at(found.address) if found.address is not None else None
+            symbol, distance = named or (None, None)
+            offset = self._offset(found.address)
+            self._found.append(replace(found, offset=offset, symbol=symbol, symbol_offset=distance))
+
+    def _offset(self, address: int | None) -> int | None:
+        try:
+            return None if address is None else self._image.offset_of(address)
+        except AddressError:
+            return None
+
+    def findings(self) -> tuple[Finding, ...]:
+        """All of them: errors first, then by identifier and address."""
+        rank = {severity: -i for i, severity in enumerate(SEVERITIES)}
+        return tuple(sorted(self._found, key=lambda f: (rank[f.severity], f.id, f.address or 0, f.message)))
+
+    def functions(self) -> tuple[FunctionCount, ...]:
+        """The counts of every function, the most first."""
+        found = [
+            FunctionCount(id, symbol, section, first, kinds.total(), tuple(kinds.most_common()))
+            for (id, symbol, section), (first, kinds) in self._functions.items()
+        ]
+        return tuple(sorted(found, key=lambda c: (c.id, -c.count, c.address)))
+
+    def dropped(self) -> list[str]:
+        """A line for each identifier of which there were more than are kept."""
+        return [f"{id}: {n - MOST} more findings are counted only" for id, n in self.counts.items() if n > MOST]
+
+
+class Cluster:
+    """Sites that touch the same bytes, directly or through one another; by address, longer ones first."""
+
+    __slots__ = ("address", "end", "partial", "sites")
+
+    def __init__(self, first: Site) -> None:
+        self.address = first.address
+        self.end = first.end
+        self.partial = False
+        self.sites = [first]
+
+    def holding(self, address: int) -> Site | None:
+        """The first site that holds an address, of those that begin last; None if none does."""
+        return next((s for s in reversed(self.sites) if s.address <= address < s.end), None)
+
+
+class Clusters:
+    """All sites of an image, those together that overlap."""
+
+    def __init__(self, sites: Iterable[Site]) -> None:
+        self.all: list[Cluster] = []
+        open_ends: list[tuple[int, int]] = []
+        for site in sorted(sites, key=lambda s: (s.address, -s.length)):
+            if not site.length:
+                continue
+            last = self.all[-1] if self.all else None
+            if last is None or site.address >= last.end:
+                self.all.append(Cluster(site))
+                open_ends = [(site.address, site.end)]
+                continue
+            while open_ends and open_ends[-1][1] <= site.address:
+                open_ends.pop()
+            if open_ends and site.end > open_ends[-1][1] and site.address != open_ends[-1][0]:
+                last.partial = True
+            open_ends.append((site.address, site.end))
+            last.sites.append(site)
+            last.end = max(last.end, site.end)
+        self._starts = [c.address for c in self.all]
+
+    def at(self, address: int) -> Cluster | None:
+        """The cluster that an address is in, or None."""
+        i = bisect_right(self._starts, address) - 1
+        return self.all[i] if i >= 0 and address < self.all[i].end else None
+
+
+class Spans:
+    """A set of addresses, as ranges."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in sorted(ranges):
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], end)
+            elif end > start:
+                self._starts.append(start)
+                self._ends.append(end)
+
+    def __contains__(self, address: int) -> bool:
+        i = bisect_right(self._starts, address) - 1
+        return i >= 0 and address < self._ends[i]
