@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .initramfs import REACHED
-from .qemu import Machine, boot
+from .qemu import Guest, Machine, boot
 from .vmlinux import Vmlinux
 
 if TYPE_CHECKING:
@@ -55,14 +54,30 @@ def take(kernel: RealKernel, initrd: Initrd, run: Run, target: Path, *, paging: 
     machine = Machine(kernel.image, initrd(bits), bits, run.cpu, run.cpus, run.append, memory=memory, kaslr=run.kaslr)
     with boot(machine) as guest:
         guest.wait_for(REACHED)
-        text = kernel.vmlinux.text
-        if run.kaslr:
-            # Where it is nobody here knows: two seconds are what settling takes elsewhere.
-            time.sleep(2)
-            guest.stop()
-        else:
-            guest.settled(kernel.vmlinux.physical(text.address), text.size)
+        settle(kernel, guest, memory)
         guest.dump(target, paging=paging)
+
+
+def settle(kernel: RealKernel, guest: Guest, memory: int) -> None:
+    """Stop the guest once its text does not change any more, wherever in its ``memory`` (MiB) it is."""
+    guest.settled(place_of(kernel.vmlinux, guest.physical(0, memory << 20)), kernel.vmlinux.text.size)
+
+
+def place_of(vmlinux: Vmlinux, memory: bytes) -> int:
+    """The physical address of the text: before the banner, on a page boundary, and much like the text on disk."""
+    rodata, text = vmlinux.sections[".rodata"], vmlinux.text
+    data, disk = vmlinux.bytes_of(".rodata"), vmlinux.bytes_of(".text")[: 1 << 16]
+    at = data.index(b"Linux version ")
+    banner = data[at : data.index(b"\n", at)]
+    hit = memory.find(banner)
+    while hit >= 0:
+        start = hit - at - (rodata.address - text.address)
+        if start >= 0 and not start % 4096:
+            there = memory[start : start + len(disk)]
+            if sum(a == b for a, b in zip(disk, there, strict=False)) > len(disk) * 3 // 4:
+                return start
+        hit = memory.find(banner, hit + 1)
+    raise AssertionError("the kernel is not in the guest's memory")
 
 
 def formats(kernel: RealKernel, initrd: Initrd, run: Run, folder: Path) -> dict[str, Path]:
@@ -72,8 +87,7 @@ def formats(kernel: RealKernel, initrd: Initrd, run: Run, folder: Path) -> dict[
     machine = Machine(kernel.image, initrd(bits), bits, run.cpu, run.cpus, run.append, memory=memory, kaslr=run.kaslr)
     with boot(machine) as guest:
         guest.wait_for(REACHED)
-        time.sleep(2)
-        guest.stop()
+        settle(kernel, guest, memory)
         for name, options in (("core", {}), ("paged", {"paging": True}), ("kdump", {"form": "kdump-zlib"})):
             guest.dump(folder / name, **options)
     return {name: folder / name for name in ("core", "paged", "kdump")}
