@@ -118,6 +118,14 @@ def sysexit(g: Given) -> None:
         g.state.possible = False
 
 
+@op("Halt")
+def halt(g: Given) -> None:
+    # With an interrupt waiting that the halt itself lets in, it comes back.
+    if g.rng.random() < 0.7:
+        g.state.flags &= ~IF
+        g.state.pending = True
+
+
 # --- descriptor tables --------------------------------------------------------------------
 
 
@@ -148,15 +156,36 @@ def get_table(g: Given) -> None:
 
 @op("SetLDT")
 def set_ldt(g: Given) -> None:
-    g.put(0, g.rng.choice((0, g.around.ldt)))
+    index = _free(g)
+    if not index or g.rng.random() < 0.3:
+        g.put(0, g.rng.choice((0, g.around.ldt)))
+        return
+    _system_descriptor(g, index, g.spare(0), 0xFFF, 0x82)
+    g.put(0, 8 * index)
 
 
 @op("SetTR")
 def set_tr(g: Given) -> None:
-    # LTR wants a TSS that is not busy.
+    # LTR wants a TSS that is not busy: the one in force, or the same under another selector.
+    index = _free(g)
+    if index and g.rng.random() < 0.7:
+        _system_descriptor(g, index, g.around.tss, 0x67, 0x89)
+        g.put(0, 8 * index)
+        return
     at = g.around.gdt[0] + (g.around.tss_selector & 0xFFF8) + 5
     g.write(at, b"\x89")
     g.put(0, g.around.tss_selector & 0xFFFC)
+
+
+def _free(g: Given) -> int:
+    """The last unused entry of the GDT; 0 if there is none."""
+    raw = g.around.gdt_bytes
+    return max((i for i in range(1, len(raw) // 8) if not any(raw[8 * i : 8 * i + 8])), default=0)
+
+
+def _system_descriptor(g: Given, index: int, base: int, limit: int, access: int) -> None:
+    low, high = (base & 0xFFFF) << 16 | limit & 0xFFFF, base & 0xFF00_0000 | access << 8 | base >> 16 & 0xFF
+    g.write(g.around.gdt[0] + 8 * index, struct.pack("<II", low, high))
 
 
 @op("WriteGDTEntry")
@@ -205,21 +234,31 @@ def update_kernel_stack(g: Given) -> None:
 @op("SetCR0")
 def set_cr0(g: Given) -> None:
     g.put(0, g.around.cr0 ^ g.rng.choice((0, 8, 8, 2, 0x10000, 0x40000)))
+    g.state.check = _task_switched
 
 
 @op("CLTS")
 def clts(g: Given) -> None:
     g.state.cr0 = g.around.cr0 | g.rng.choice((0, 8, 8))
+    g.state.check = _task_switched
 
 
 @op("STTS")
 def stts(g: Given) -> None:
     g.state.cr0 = g.around.cr0 & ~8
+    g.state.check = _task_switched
 
 
 @op("LMSW")
 def lmsw(g: Given) -> None:
     g.put(0, g.around.cr0 & 0xFFFF ^ g.rng.choice((0, 8)))
+    g.state.check = _task_switched
+
+
+def _task_switched(p: Any) -> str:
+    """TS decides what the next x87 instruction does, so the processor must have it as the guest does."""
+    real, seen = p.machine.cpu.get("cr0") & 8, p.view()["cr0"] & 8
+    return "" if real == seen else f"TS is {real >> 3} in the processor and {seen >> 3} for the guest"
 
 
 @op("SetCR3")
@@ -406,7 +445,9 @@ def address(g: Given) -> None:
 
 @op("SetLazyMode")
 def lazy_mode(g: Given) -> None:
-    g.put(0, g.rng.randrange(3))
+    mode = g.rng.randrange(3)
+    g.put(0, mode)
+    g.state.check = lambda p: "" if p.lazy_mode == mode else f"the lazy mode is {p.lazy_mode}, not {mode}"
 
 
 @op("FlushDeferredCalls")
