@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from differential import (
@@ -154,7 +155,8 @@ def test_random_programs_agree_with_unicorn() -> None:
     disassembler.detail = True
     rng = random.Random(CASES)
     ours, theirs = Ours(), Unicorn()
-    cpu, uc = ours.cpu, theirs.uc
+    cpu = ours.cpu
+    uc: Any = theirs.uc
     for case in range(CASES):
         made = program(rng, disassembler)
         end = CODE + len(made.code)
