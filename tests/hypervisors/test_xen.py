@@ -20,6 +20,7 @@ from pagedguest import (
     KERNEL_DS,
     LDT,
     LOCAL,
+    MAPPED,
     PDPT,
     STACK_TOP,
     TABLES,
@@ -414,6 +415,15 @@ def test_iret_within_the_kernel() -> None:
     assert (cpu.get("eax"), cpu.get("eip"), cpu.get("esp"), cpu.get("cpl")) == (7, BASE + FREE, before, 1)
     assert guest.personality.virtual_if
     assert cpu.eflags & 0x44 == 0x44
+
+
+def test_iret_takes_no_more_than_its_frame() -> None:
+    guest = started()
+    guest.memory.write(FREE, b"\xeb\xfe")
+    guest.cpu.set("esp", BASE + MAPPED)
+    to_frame(guest, 7, BASE + FREE, 0x61, 0x202)
+    assert guest.personality.violation is None
+    assert (guest.cpu.get("eip"), guest.cpu.get("esp")) == (BASE + FREE, BASE + MAPPED)
 
 
 def test_iret_to_virtual_8086_mode() -> None:
