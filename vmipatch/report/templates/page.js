@@ -66,7 +66,7 @@
         const alone = on.every((v, i) => v === (i === k)) ;
         kinds.forEach((_, i) => { on[i] = alone || i === k; });
       } else on[k] = !on[k];
-      [...legend.querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-pressed", String(on[i])));
+      [...legend.querySelectorAll("button[aria-pressed]")].forEach((b, i) => b.setAttribute("aria-pressed", String(on[i])));
       refilter();
       if (map) map.draw();
     });
@@ -359,7 +359,7 @@
         const [x, y, w, h] = box(n);
         pen.strokeStyle = colour;
         pen.lineWidth = 2;
-        pen.strokeRect(x - 2, y - 2, w + 4, h + 4);
+        pen.strokeRect(x - 1, y - 1, w + 2, h + 2);
       };
       if (selected >= 0 && typeof rows.at[selected] === "number" && rows.at[selected] >= low && rows.at[selected] < high)
         ring(Math.floor((rows.at[selected] - low) / per), style.getPropertyValue("--ink"));
