@@ -158,6 +158,18 @@ def test_explain_and_legal(vmipatch: Commands, tmp_path: Path, machine: dict[str
     check(json.loads(legal.read_text("utf-8")), "legal")
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_audit(vmipatch: Commands, tmp_path: Path, bits: int) -> None:
+    kernel = hostile_kernel(tmp_path, bits)
+    files = (tmp_path / "out.sarif", tmp_path / "out.html")
+    done = vmipatch("audit", kernel, "--json", "--fail-on", "never", "--sarif", files[0], "--html", files[1])
+    assert done.status == 0, done.err
+    check(done.json(), "audit")
+    log = json.loads(files[0].read_text("utf-8"))
+    assert len(log["runs"][0]["results"]) == len(done.json()["findings"])
+    assert files[1].read_text("utf-8").startswith("<!doctype html>")
+
+
 def test_roms(vmipatch: Commands, tmp_path: Path) -> None:
     rom = tmp_path / HOSTILE_FILE
     vmipatch("rom", "build", "native", "--abi", "vmi-3.0", "--abi", "vmi-13.0", "-o", rom)
