@@ -1,6 +1,6 @@
 """Xen 3.0 paravirtual: hypercalls by ``int 0x82``, a trap table, shared_info.
 
-May import base, layout and violation.  Numbers are those of ``specs/hypervisors/xen.toml``; structures and
+May import base, decode, layout and violation.  Numbers are those of ``specs/hypervisors/xen.toml``; structures and
 error numbers here are those of Xen's public headers (xen.h, arch-x86/xen.h, sched.h, physdev.h), and
 tests/real/test_headers.py holds both against the headers themselves.  A wrong argument gives the negative error
 number that Xen gives; a pointer or a frame of the hypervisor's is a :class:`Violation`.
