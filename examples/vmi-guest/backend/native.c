@@ -194,8 +194,9 @@ u64 native_read_msr_safe(u32 msr, s32 *error)
 {
     u64 value;
     asm volatile("1:\trdmsr\n2:\n\t"
-                 ".pushsection .fixup, \"ax\"\n3:\tmovl %[fault], %[error]\n\txorl %%eax, %%eax\n\txorl %%edx, %%edx\n\t"
-                 "jmp 2b\n\t.popsection\n\t.pushsection __ex_table, \"a\"\n\t.balign 4\n\t.long 1b, 3b\n\t.popsection"
+                 ".pushsection .fixup, \"ax\"\n3:\tmovl %[fault], %[error]\n\t"
+                 "xorl %%eax, %%eax\n\txorl %%edx, %%edx\n\tjmp 2b\n\t.popsection\n\t"
+                 ".pushsection __ex_table, \"a\"\n\t.balign 4\n\t.long 1b, 3b\n\t.popsection"
                  : "=A"(value), [error] "=r"(*error)
                  : "c"(msr), "1"(0), [fault] "i"(-14));
     return value;

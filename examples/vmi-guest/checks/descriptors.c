@@ -54,6 +54,31 @@ void check_descriptor_entries(void)
     passed(name);
 }
 
+/* Far calls as into a BIOS: to the kernel's own segment, and to one of 16 bits. */
+asm(".text\n"
+    "far_function: addl $1, %eax\n\tlret\n"
+    ".code16\n"
+    "near_bios: addl $2, %eax\n\tlretl\n"
+    ".code32\n");
+extern u8 far_function[], near_bios[];
+
+void check_far_calls(void)
+{
+    const char *name = "far calls";
+    u32 value = 0, cs;
+
+    asm volatile("lcall %[segment], $far_function" : "+a"(value) : [segment] "i"(KERNEL_CS) : "memory", "cc");
+    EXPECT(name, "the result", value, 1);
+    struct descriptor bios = segment((u32)near_bios, 0xFFFF, 0x9A, 0);
+    write_gdt_entry(gdt, GDT_BIOS, bios.low, bios.high);
+    asm volatile("lcall %[segment], $0" : "+a"(value) : [segment] "i"(GDT_BIOS * 8) : "memory", "cc");
+    EXPECT(name, "the result of 16 bits", value, 3);
+    write_gdt_entry(gdt, GDT_BIOS, 0, 0);
+    asm volatile("movl %%cs, %0" : "=r"(cs));
+    EXPECT(name, "CS behind them", cs & 0xFFFF, KERNEL_CS | kernel_rpl);
+    passed(name);
+}
+
 /* A gate that is rewritten while the table is in use. */
 asm(".text\n"
     "gate_one: movl $1, %eax\n\tjmp gate_end\n"

@@ -70,6 +70,12 @@ void check_pending_tick(void)
     irq_disable();
     before = ticks;
     let_a_tick_come();
+    asm volatile("sti; nop" ::: "memory");
+    EXPECT(name, "a tick at once behind sti", ticks != before, true);
+
+    irq_disable();
+    before = ticks;
+    let_a_tick_come();
     safe_halt();
     EXPECT(name, "a tick at once when halting", ticks != before, true);
     passed(name);

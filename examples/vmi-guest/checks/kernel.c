@@ -5,7 +5,8 @@
 void checks_of_kernel(void)
 {
     static void (*const checks[])(void) = {
-        check_descriptor_tables, check_descriptor_entries, check_gates, check_control_registers, check_identity,
+        check_descriptor_tables, check_descriptor_entries, check_gates, check_far_calls, check_control_registers,
+        check_identity,
         check_model_registers, check_time_stamp, check_kernel_faults, check_interrupt_mask, check_tick,
         check_pending_tick, check_outside_interface, check_watchpoint, check_breakpoint, check_single_step,
         check_mapping, check_accessed_dirty, check_protection, check_lazy_updates, check_large_page,

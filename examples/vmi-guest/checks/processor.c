@@ -6,6 +6,8 @@
 #define CR4_DE 8
 #define MSR_APIC_BASE 0x1B
 #define MSR_SYSENTER_ESP 0x175
+#define MSR_PAT 0x277
+#define FEATURE_PAT (1u << 16)
 
 extern pte kernel_directory[];
 
@@ -58,6 +60,17 @@ void check_model_registers(void)
     }
     if (cpu_features & FEATURE_APIC)
         EXPECT(name, "the APIC's base", (u32)read_msr(MSR_APIC_BASE) & 0xFFFFF800, 0xFEE00800);
+    if (cpu_features & FEATURE_PAT) {
+        u64 pat = read_msr(MSR_PAT);
+        write_msr(MSR_PAT, pat);
+        EXPECT(name, "the low half of PAT", (u32)read_msr(MSR_PAT), (u32)pat);
+        EXPECT(name, "the high half of PAT", (u32)(read_msr(MSR_PAT) >> 32), (u32)(pat >> 32));
+    }
+#ifdef FORM_MAINLINE
+    /* One that is hardly there: an error or not, it is survived. */
+    (void)read_msr(0x12345678);
+    write_msr(0x12345678, 0);
+#endif
     passed(name);
 }
 

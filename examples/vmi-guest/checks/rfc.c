@@ -33,13 +33,15 @@ void check_entry_calls(void)
 static void set_long(u64 *entry, u64 value)
 {
     u32 low = (u32)value, high = (u32)(value >> 32);
-    asm volatile(SITE(VMI_SetPxELong, "movl %%edx, 4(%%ecx); movl %%eax, (%%ecx)") : "+a"(low), "+d"(high), "+c"(entry)::CHANGED);
+    asm volatile(SITE(VMI_SetPxELong, "movl %%edx, 4(%%ecx); movl %%eax, (%%ecx)")
+                 : "+a"(low), "+d"(high), "+c"(entry)::CHANGED);
 }
 
 static u64 get_long(u64 *entry)
 {
     u32 low = (u32)entry, high;
-    asm volatile(SITE(VMI_GetPxELong, "movl 4(%%eax), %%edx; movl (%%eax), %%eax") : "+a"(low), "=d"(high)::"ecx", CHANGED);
+    asm volatile(SITE(VMI_GetPxELong, "movl 4(%%eax), %%edx; movl (%%eax), %%eax")
+                 : "+a"(low), "=d"(high)::"ecx", CHANGED);
     return (u64)high << 32 | low;
 }
 
@@ -48,7 +50,8 @@ static u64 swap_long(u64 *entry, u64 value)
     u32 low = (u32)value, high = (u32)(value >> 32);
     asm volatile(SITE(VMI_SwapPxELongAtomic,
                       "pushl %%ebx; pushl %%esi; movl %%ecx, %%esi; movl %%eax, %%ebx; movl %%edx, %%ecx; "
-                      "movl (%%esi), %%eax; movl 4(%%esi), %%edx; 1: lock cmpxchg8b (%%esi); jne 1b; popl %%esi; popl %%ebx")
+                      "movl (%%esi), %%eax; movl 4(%%esi), %%edx; 1: lock cmpxchg8b (%%esi); jne 1b; "
+                      "popl %%esi; popl %%ebx")
                  : "+a"(low), "+d"(high), "+c"(entry)::CHANGED);
     return (u64)high << 32 | low;
 }
@@ -57,7 +60,8 @@ static u64 deactivate_long(u64 *entry)
 {
     u32 low = (u32)entry, high;
     asm volatile(SITE(VMI_DeactivatePxELongAtomic,
-                      "movl %%eax, %%ecx; xorl %%eax, %%eax; xchgl %%eax, (%%ecx); xorl %%edx, %%edx; xchgl %%edx, 4(%%ecx)")
+                      "movl %%eax, %%ecx; xorl %%eax, %%eax; xchgl %%eax, (%%ecx); "
+                      "xorl %%edx, %%edx; xchgl %%edx, 4(%%ecx)")
                  : "+a"(low), "=d"(high)::"ecx", CHANGED);
     return (u64)high << 32 | low;
 }

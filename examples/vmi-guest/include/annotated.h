@@ -54,7 +54,8 @@ static inline u32 save_fl_long(void)
 
 static inline void cpuid(u32 leaf, u32 sub, u32 out[4])
 {
-    asm volatile(SITE(VMI_CPUID, "cpuid") : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub) : "cc");
+    asm volatile(SITE(VMI_CPUID, "cpuid")
+                 : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub) : "cc");
 }
 
 static inline u64 read_msr(u32 msr)
@@ -468,7 +469,8 @@ static inline u32 apic_read(u32 offset)
     asm volatile(SITE(VMI_APICRead, "movl (%%eax), %%eax") : "+a"(value)::"edx", "ecx", CHANGED);
 #else
     u32 value = offset;
-    asm volatile(SITE(VMI_APICRead, "movl " SITE_STRING(APIC_LINEAR) "(%%eax), %%eax") : "+a"(value)::"edx", "ecx", CHANGED);
+    asm volatile(SITE(VMI_APICRead, "movl " SITE_STRING(APIC_LINEAR) "(%%eax), %%eax")
+                 : "+a"(value)::"edx", "ecx", CHANGED);
 #endif
     return value;
 }
@@ -495,14 +497,16 @@ static inline void set_initial_ap_state(struct ap_state *state, u32 apic)
 static inline u64 cycle_frequency(void)
 {
     u32 low, high;
-    asm volatile(SITE(VMI_GetCycleFrequency, "xorl %%eax, %%eax; xorl %%edx, %%edx") : "=a"(low), "=d"(high)::"ecx", CHANGED);
+    asm volatile(SITE(VMI_GetCycleFrequency, "xorl %%eax, %%eax; xorl %%edx, %%edx")
+                 : "=a"(low), "=d"(high)::"ecx", CHANGED);
     return (u64)high << 32 | low;
 }
 
 static inline u64 cycle_counter(u32 which)
 {
     u32 low = which, high;
-    asm volatile(SITE(VMI_GetCycleCounter, "cmpl $2, %%eax; je 1f; rdtsc; jmp 2f; 1: xorl %%eax, %%eax; xorl %%edx, %%edx; 2:")
+    asm volatile(SITE(VMI_GetCycleCounter,
+                      "cmpl $2, %%eax; je 1f; rdtsc; jmp 2f; 1: xorl %%eax, %%eax; xorl %%edx, %%edx; 2:")
                  : "+a"(low), "=d"(high)::"ecx", CHANGED);
     return (u64)high << 32 | low;
 }
@@ -526,7 +530,8 @@ static inline bool cancel_alarm(u32 flags)
 static inline u64 wallclock(void)
 {
     u32 low, high;
-    asm volatile(SITE(VMI_GetWallclockTime, "xorl %%eax, %%eax; xorl %%edx, %%edx") : "=a"(low), "=d"(high)::"ecx", CHANGED);
+    asm volatile(SITE(VMI_GetWallclockTime, "xorl %%eax, %%eax; xorl %%edx, %%edx")
+                 : "=a"(low), "=d"(high)::"ecx", CHANGED);
     return (u64)high << 32 | low;
 }
 

@@ -14,6 +14,7 @@ void check_pending_tick(void);
 void check_descriptor_tables(void);
 void check_descriptor_entries(void);
 void check_gates(void);
+void check_far_calls(void);
 
 /* processor.c */
 void check_control_registers(void);

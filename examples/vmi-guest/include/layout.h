@@ -37,6 +37,7 @@
 #define GDT_USER_DS 15
 #define GDT_TSS 16
 #define GDT_LDT 17
+#define GDT_BIOS 18
 #define GDT_PERCPU 27
 #define GDT_DOUBLE_FAULT 31
 #define GDT_ENTRIES 32

@@ -1,6 +1,6 @@
 /*
- * Slots for sensitive operations, as 32-bit Linux 2.6.32 has them (UP, local APIC, with and without PAE): the objects, the order of
- * their members, and so the numbers in .parainstructions are those of that kernel.
+ * Slots for sensitive operations, as 32-bit Linux 2.6.32 has them (UP, local APIC, with and without PAE): the
+ * objects, the order of their members, and so the numbers in .parainstructions are those of that kernel.
  */
 #ifndef PARAVIRT_H
 #define PARAVIRT_H

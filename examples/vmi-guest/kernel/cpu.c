@@ -91,8 +91,16 @@ void cpu_init(void)
     set_ldt(NULL, 0);
 
     double_fault_tss = (struct tss){
-        .esp = (u32)boot_stack_top, .ss = KERNEL_DS, .cs = KERNEL_CS, .ds = USER_DS, .es = USER_DS, .fs = KERNEL_PERCPU,
-        .eip = (u32)double_fault, .eflags = 2, .cr3 = (u32)kernel_directory - PAGE_OFFSET, .io_map = sizeof double_fault_tss,
+        .esp = (u32)boot_stack_top,
+        .eip = (u32)double_fault,
+        .eflags = 2,
+        .cr3 = (u32)kernel_directory - PAGE_OFFSET,
+        .cs = KERNEL_CS,
+        .ss = KERNEL_DS,
+        .ds = USER_DS,
+        .es = USER_DS,
+        .fs = KERNEL_PERCPU,
+        .io_map = sizeof double_fault_tss,
     };
     put_descriptor(GDT_DOUBLE_FAULT, segment((u32)&double_fault_tss, sizeof double_fault_tss - 1, ACCESS_TSS, 0));
 

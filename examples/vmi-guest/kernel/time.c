@@ -18,7 +18,8 @@
 
 volatile u32 ticks, timer_vector;
 
-static u32 wiring;                      /* 0: IRQ 0 */
+static u32 wiring;                      /* of the alarm, 0: IRQ 0 */
+static bool local;                      /* the local APIC's timer ticks */
 
 /* Vectors from 0x30; only IRQ 0 and the cascade are let through. */
 static void pic_init(void)
@@ -88,6 +89,8 @@ void time_stop(void)
 {
     if (have_alarms())
         cancel_alarm(VMI_ALARM_PERIODIC | VMI_CYCLES_REAL | wiring);
+    else if (local)
+        apic_write(APIC_TMICT, 0);
     else
         pit_off();
 }
@@ -98,6 +101,9 @@ void time_one_shot(bool soon)
     if (have_alarms()) {
         u64 delta = soon ? 1 : divided(cycle_frequency(), TICKS_PER_SECOND);
         set_alarm(VMI_CYCLES_REAL | wiring, cycle_counter(VMI_CYCLES_REAL) + delta, 0);
+    } else if (local) {
+        apic_write(APIC_LVTT, VECTOR_LVTT);
+        apic_write(APIC_TMICT, NATIVE_LVTT_COUNT);
     } else {
         pit(0x30, PIT_HZ / TICKS_PER_SECOND);
     }
@@ -110,6 +116,7 @@ bool time_lvtt_start(void)
         return false;
     u32 flags = irq_save();
     time_stop();
+    local = true;
     if (have_alarms()) {
         wiring = VMI_ALARM_LVTT;
         apic_write(APIC_LVTT, VECTOR_LVTT);
@@ -127,14 +134,13 @@ bool time_lvtt_start(void)
 void time_lvtt_stop(void)
 {
     u32 flags = irq_save();
+    time_stop();
+    local = false;
+    apic_write(APIC_LVTT, VECTOR_LVTT | LVTT_MASKED);
     if (have_alarms()) {
-        time_stop();
         wiring = 0;
-        apic_write(APIC_LVTT, VECTOR_LVTT | LVTT_MASKED);
         periodic_alarm();
     } else {
-        apic_write(APIC_TMICT, 0);
-        apic_write(APIC_LVTT, VECTOR_LVTT | LVTT_MASKED);
         pit(0x34, PIT_HZ / TICKS_PER_SECOND);
     }
     restore_fl(flags);

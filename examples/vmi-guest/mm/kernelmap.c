@@ -46,7 +46,8 @@ void set_fixmap(u32 slot, u32 frame, u32 flags)
 void fixmap_init(void)
 {
     u32 top = fixmap_address(0);
-    EXPECT("memory", "the directory entries of fixed mappings", fixmap_address(FIX_SLOTS - 1) >> DIRECTORY_SHIFT, top >> DIRECTORY_SHIFT);
+    u32 bottom = fixmap_address(FIX_SLOTS - 1);
+    EXPECT("memory", "the directory's entry of fixed mappings", bottom >> DIRECTORY_SHIFT, top >> DIRECTORY_SHIFT);
     set_pmd(directory_entry(kernel_directory, top), (kernel_frame(fixmap_table) << 12) | KERNEL_PAGE);
 }
 
