@@ -15,6 +15,7 @@ from typing import NamedTuple
 from vmipatch.annotate.parainstructions import operand
 from vmipatch.audit.finding import Swept
 from vmipatch.audit.places import Cluster, Clusters
+from vmipatch.errors import ImageError
 from vmipatch.image import Image
 from vmipatch.image.model import PF_W
 from vmipatch.isa import sensitive, sweep
@@ -63,14 +64,17 @@ class Inward(NamedTuple):
 def ranges(image: Image) -> tuple[list[Range], list[str]]:
     """Where the instructions are, and what cannot be told.
 
-    Executable sections; without sections executable segments that are not writable; in raw memory what lies
+    Executable sections at kernel addresses; without sections executable segments that are not writable; in raw memory what lies
     between ``_stext`` (``_text``) and ``_etext``, and ``_sinittext`` and ``_einittext``.
     """
     if image.sections:
         placed = [s for s in image.sections if s.exec and s.alloc and s.file_size]
         if image.container == "module":
             return [Range(s.name, s.address, image.read(s.address, s.size)) for s in placed], []
-        return [Range(s.name, s.address, bytes(image.data[s.offset : s.offset + s.size])) for s in placed], []
+        floor = _floor(image)
+        own = [s for s in placed if s.address >= floor] or placed
+        skipped = [f"{s.name}: below the kernel's addresses, code of ring 3" for s in placed if s not in own]
+        return [Range(s.name, s.address, bytes(image.data[s.offset : s.offset + s.size])) for s in own], skipped
     found = [
         Range("", s.address, bytes(image.data[s.offset : s.offset + s.file_size]))
         for s in image.segments
@@ -88,6 +92,14 @@ def ranges(image: Image) -> tuple[list[Range], list[str]]:
     if found:
         return found, []
     return [], ["instructions: no sections and no symbols say where they are (give --system-map)"]
+
+
+def _floor(image: Image) -> int:
+    """The lowest virtual address of the kernel's own code, 0 where nothing tells."""
+    try:
+        return image.text_map
+    except ImageError:
+        return 0
 
 
 def pieces(image: Image, places: Iterable[Range]) -> list[list[int]]:
