@@ -147,6 +147,25 @@ def test_the_page_of_an_audit(tmp_path: Path) -> None:
     assert any("popfd" in text for text in data["strings"])
 
 
+def test_the_page_of_a_diff(vmipatch: Commands, tmp_path: Path) -> None:
+    kernel = hostile_kernel(tmp_path, 32)
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    changed = vmipatch("patch", kernel, "-o", out, "--cpu", "pentium3", "--json").json()["changes"]
+    assert vmipatch("diff", kernel, out, "--html", page).status == 0
+    right = data_of(page.read_text("utf-8"))
+    assert not any(kind["loud"] for kind in right["kinds"])
+    moved = bytearray(out.read_bytes())
+    moved[changed[0]["offset"]] ^= 0xFF
+    out.unlink()
+    out.write_bytes(moved)
+    done = vmipatch("diff", kernel, out, "--html", page, "--json")
+    data = data_of(page.read_text("utf-8"))
+    assert (done.status, len(data["rows"]["at"])) == (1, len(done.json()["sites"]))
+    assert [(k["name"], k["count"]) for k in data["kinds"] if k["loud"]] == [("wrong", "1")]
+    wrong = data["rows"]["kind"].index([k["loud"] for k in data["kinds"]].index(True))
+    assert int(data["base"], 16) + data["rows"]["at"][wrong] == changed[0]["address"]
+
+
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "report"
     write_text(target, "old")

@@ -204,6 +204,13 @@ def test_the_last_line_of_a_run(vmipatch: Commands, tmp_path: Path, program: str
     assert ("registers" in last) == (done.returncode == 1)
 
 
+def test_every_document_type_has_its_schema() -> None:
+    source = Path(schemas.__file__).parent.parent
+    said = {m for f in source.rglob("*.py") for m in re.findall(r'"vmipatch\.([a-z-]+)/[0-9]+"', f.read_text("utf-8"))}
+    assert len(said) > 10
+    assert said <= set(schemas.names())
+
+
 def test_completion_is_offered(vmipatch: Commands) -> None:
     words = re.split(r"\s+", vmipatch("--help").out)
     assert "--install-completion" in words

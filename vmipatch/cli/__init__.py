@@ -8,7 +8,6 @@ from io import TextIOWrapper
 import typer
 
 from vmipatch.cli.audit import audit
-from vmipatch.cli.audit import audit
 from vmipatch.cli.demo import demo
 from vmipatch.cli.diff import diff
 from vmipatch.cli.explain import explain

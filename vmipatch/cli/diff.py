@@ -30,6 +30,7 @@ def diff(
     kernel: Kernel = None,
     system_map: SystemMap = None,
     all_sites: Annotated[bool, typer.Option("--all", help="Sites that are as on disk, too.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="F", help="Write one page to look at.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON (schema vmipatch.diff/1).")] = False,
 ) -> None:
     """Show what each site holds: original, patched, expected.
@@ -51,6 +52,12 @@ def diff(
     else:
         wanted = choose_target(native(cpu, features, cpus, opened, kernel), None, None, None, opened, found)
     rows = compare(opened, open_image(patched), found, plan(opened, found, wanted, kernel=parse(kernel)))
+    if html is not None:
+        from vmipatch.report.html import render
+        from vmipatch.report.pages import diff_page
+        from vmipatch.report.writing import write_text
+
+        write_text(html, render(diff_page(opened, str(patched), rows)))
     wrong = (report.as_json if json else report.as_table)(opened, rows, everything=all_sites)
     if wrong:
         raise typer.Exit(1)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from vmipatch.explain import Explanation
 from vmipatch.explain.listing import listing
 from vmipatch.explain.places import UNEXPLAINED, Place, places, ranges
 from vmipatch.image import Image
+from vmipatch.patch.compare import Row as Compared
 from vmipatch.report.html import Code, Column, Kind, Page, Row, TextMap
 
 RED = ("#d3281c", "#ff6a5a")
 COLOURS = {
     UNEXPLAINED: RED,
+    "wrong": RED,
     "mcount": ("#93a7bb", "#627b94"),
     "smp_locks": ("#1f9488", "#35b3a5"),
     "altinstructions": ("#6a5bd6", "#8f82f0"),
@@ -47,6 +49,8 @@ _HELP = {
     "kprobe": "Breakpoints, proved by the kernel's kprobes.",
     "optimised kprobe": "Jumps to detours, proved by the kernel's kprobes.",
 }
+WRONG = "wrong"
+_DIFF_HELP = {**_HELP, WRONG: "The patched image holds something else than the kernel's own patcher would write."}
 MOST_SYMBOLS = 400_000
 ADDRESS_WIDTH = {32: "88px", 64: "150px"}
 
@@ -111,6 +115,69 @@ def explain_page(image: Image, memory: str, found: Explanation) -> Page:
     )
 
 
+def diff_page(image: Image, patched: str, rows: Sequence[Compared]) -> Page:
+    """Of a comparison of two images: every site that changed, or should have."""
+    shown = [row for row in rows if not row.right or row.original != row.patched]
+    wrong = sum(1 for row in shown if not row.right)
+    counts = Counter(_diff_kind(row) for row in shown)
+    kinds = kinds_of(sorted(counts, key=lambda k: (k != WRONG, -counts[k])), dict(counts), _DIFF_HELP)
+    number = {kind.name: i for i, kind in enumerate(kinds)}
+    text = image.section(".text")
+    base, length = (text.address, text.file_size) if text is not None else (0, 0)
+    marks = sorted(
+        (row.site.address - base, row.site.length, number[_diff_kind(row)])
+        for row in shown
+        if base <= row.site.address < base + length
+    )
+    return Page(
+        kicker="vmipatch diff",
+        heading=f"{_count(wrong, 'site')} not as expected" if wrong else "Every site is as expected",
+        tone="bad" if wrong else "good",
+        lead=f"{patched} against {image.path}",
+        tiles=[
+            ("Sites", f"{len(rows):,}", "", ""),
+            ("Patched as expected", f"{len(shown) - wrong:,}", "", ""),
+            ("As on disk", f"{len(rows) - len(shown):,}", "", ""),
+            ("Wrong", f"{wrong:,}", "", "bad" if wrong else ""),
+        ],
+        bits=image.bits,
+        base=base,
+        kinds=kinds,
+        plain=("as on disk", ""),
+        map_title="The kernel's text",
+        map_about="Low addresses first; .text only. A cell has the colour of the family with most bytes in it; wrong "
+        "sites win everywhere. Click a cell to open the site, a family to hide it (with Alt, to see it alone).",
+        table_title="Sites that changed",
+        table_about="",
+        noun="sites",
+        columns=[
+            Column("address", "Address", ADDRESS_WIDTH[image.bits], True),
+            Column("where", "Symbol", "minmax(0, 2.2fr)", True),
+            Column("kind", "Family", "minmax(0, 1.1fr)"),
+            Column("what", "Operation", "minmax(0, 1.5fr)", True),
+            Column("length", "Bytes", "44px"),
+            Column("change", "Original → patched", "minmax(0, 1.9fr)", True),
+        ],
+        titles=("Original", "Patched", "Expected"),
+        rows=(_diff_row(image, number, row) for row in shown),
+        text=TextMap(length, marks, symbols_of(image, base, base + length)) if length else None,
+        facts=[("Original", [image.path, f"SHA-256 {image.sha256()}", image.banner or ""]), ("Patched", [patched])],
+    )
+
+
+def _diff_kind(row: Compared) -> str:
+    return row.site.family if row.right else WRONG
+
+
+def _diff_row(image: Image, number: dict[str, int], row: Compared) -> Row:
+    site = row.site
+    symbol, offset = image.symbols.at(site.address) or (None, 0)
+    note = row.patch.cause.reason if row.patch is not None else "nothing changes this site"
+    codes = codes_of(image, site.address, row.original, row.patched, row.expected)
+    kind = number[_diff_kind(row)]
+    return Row(site.address, site.length, kind, symbol, offset, site.section, site.op, note, codes)
+
+
 def kinds_of(names: Iterable[str], counts: dict[str, int], helps: dict[str, str]) -> list[Kind]:
     """Kinds of causes with their colours; what has none of its own gets one in turn."""
     result = []
@@ -120,7 +187,7 @@ def kinds_of(names: Iterable[str], counts: dict[str, int], helps: dict[str, str]
         if colours is None:
             colours = OTHER[spare % len(OTHER)]
             spare += 1
-        result.append(Kind(name, f"{counts[name]:,}", helps.get(name, ""), colours, name == UNEXPLAINED))
+        result.append(Kind(name, f"{counts[name]:,}", helps.get(name, ""), colours, name in (UNEXPLAINED, WRONG)))
     return result
 
 
@@ -138,6 +205,15 @@ def code_of(image: Image, data: bytes, address: int) -> Code:
     return Code(data, listing(image, data, address))
 
 
+def codes_of(image: Image, address: int, *sides: bytes) -> tuple[Code, ...]:
+    """The same place on several sides; what is the same bytes is looked at once."""
+    known: dict[bytes, Code] = {}
+    for side in sides:
+        if side not in known:
+            known[side] = code_of(image, side, address)
+    return tuple(known[side] for side in sides)
+
+
 def _place_row(image: Image, number: dict[str, int], place: Place) -> Row:
     symbol, offset = image.symbols.at(place.address) or (None, 0)
     return Row(
@@ -149,7 +225,7 @@ def _place_row(image: Image, number: dict[str, int], place: Place) -> Row:
         section="",
         what=place.op,
         note=place.note,
-        codes=tuple(code_of(image, code, place.address) for code in (place.original, place.found, place.expected)),
+        codes=codes_of(image, place.address, place.original, place.found, place.expected),
     )
 
 
