@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .initramfs import REACHED
-from .qemu import Guest, Machine, boot
+from .qemu import BootFailure, Guest, Machine, boot
 from .vmlinux import Vmlinux
 
 if TYPE_CHECKING:
@@ -47,15 +47,29 @@ TRACED_686 = Run("686", "qemu32", 1, append=TRACING + "0x2c")
 TRACED_AMD64 = Run("amd64", "qemu64", 1, append=TRACING + "0x2b")
 
 
-def take(kernel: RealKernel, initrd: Initrd, run: Run, target: Path, *, paging: bool = False) -> None:
-    """Boot, wait for init and for the text to settle, and write the memory as an ELF core."""
+def take(kernel: RealKernel, initrd: Initrd, run: Run, target: Path) -> None:
+    """Boot, wait for init and for the text to settle, and write the memory as an ELF core.
+
+    A guest that dies is booted once more, and its last words are printed: QEMU's TCG on several threads now and then
+    loses a race that the kernel takes for a fatal fault (6.12 in run_timer_softirq, on a busy machine).
+    """
+    try:
+        _boot_and_dump(kernel, initrd, run, {target: {}})
+    except BootFailure as failure:
+        print(f"{run}: booted again, for {failure}")
+        _boot_and_dump(kernel, initrd, run, {target: {}})
+
+
+def _boot_and_dump(kernel: RealKernel, initrd: Initrd, run: Run, targets: dict[Path, dict[str, Any]]) -> None:
+    """One boot; each target with its options of ``Guest.dump``."""
     bits = kernel.kernel.bits
     memory = 128 if bits == 32 else 256
     machine = Machine(kernel.image, initrd(bits), bits, run.cpu, run.cpus, run.append, memory=memory, kaslr=run.kaslr)
     with boot(machine) as guest:
         guest.wait_for(REACHED)
         settle(kernel, guest, memory)
-        guest.dump(target, paging=paging)
+        for target, options in targets.items():
+            guest.dump(target, **options)
 
 
 def settle(kernel: RealKernel, guest: Guest, memory: int) -> None:
@@ -82,15 +96,9 @@ def place_of(vmlinux: Vmlinux, memory: bytes) -> int:
 
 def formats(kernel: RealKernel, initrd: Initrd, run: Run, folder: Path) -> dict[str, Path]:
     """One moment of a machine in several forms: an ELF core, one with virtual addresses, and a compressed kdump."""
-    bits = kernel.kernel.bits
-    memory = 128 if bits == 32 else 256
-    machine = Machine(kernel.image, initrd(bits), bits, run.cpu, run.cpus, run.append, memory=memory, kaslr=run.kaslr)
-    with boot(machine) as guest:
-        guest.wait_for(REACHED)
-        settle(kernel, guest, memory)
-        for name, options in (("core", {}), ("paged", {"paging": True}), ("kdump", {"form": "kdump-zlib"})):
-            guest.dump(folder / name, **options)
-    return {name: folder / name for name in ("core", "paged", "kdump")}
+    options: dict[str, dict[str, Any]] = {"core": {}, "paged": {"paging": True}, "kdump": {"form": "kdump-zlib"}}
+    _boot_and_dump(kernel, initrd, run, {folder / name: chosen for name, chosen in options.items()})
+    return {name: folder / name for name in options}
 
 
 def explained(cli: Cli, kernel: RealKernel, dump: Path, *options: object, status: int = 0) -> dict[str, Any]:
