@@ -16,7 +16,9 @@ def demo(
     form: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this form of the guest: rfc-v1, v2 or mainline.")
     ] = None,
-    states: Annotated[int, typer.Option(metavar="N", help="States that each site is tried from, at each moment.")] = 2,
+    states: Annotated[
+        int, typer.Option(metavar="N", min=1, help="States that each site is tried from, at each moment.")
+    ] = 2,
 ) -> None:
     """Build every ROM, patch the example guest for it, boot it three ways, and try every site.
 

@@ -27,9 +27,11 @@ def validate(
     max_instructions: Annotated[
         int, typer.Option(metavar="N", help="A boot that takes longer has failed.")
     ] = 20_000_000_000,
-    states: Annotated[int, typer.Option(metavar="N", help="States that each site is tried from, at each moment.")] = 8,
+    states: Annotated[
+        int, typer.Option(metavar="N", min=1, help="States that each site is tried from, at each moment.")
+    ] = 8,
     moments: Annotated[
-        int, typer.Option(metavar="N", help="Moments of the native run that states are taken from.")
+        int, typer.Option(metavar="N", min=1, help="Moments of the native run that states are taken from.")
     ] = 5,
     sites_only: Annotated[bool, typer.Option("--sites-only", help="No whole boots.")] = False,
     boots_only: Annotated[bool, typer.Option("--boots-only", help="Whole boots only.")] = False,

@@ -506,6 +506,7 @@ def apic_write(g: Given) -> None:
     if g.subject.generation != 3 and not g.around.pte:
         g.state.possible = False
         return
+    g.state.of_machine = g.subject.generation != 3
     value = g.rng.getrandbits(4) << 4
     g.put(0, _apic_register(g))
     g.put(1, value)
@@ -517,6 +518,7 @@ def apic_read(g: Given) -> None:
     if g.subject.generation != 3 and not g.around.pte:
         g.state.possible = False
         return
+    g.state.of_machine = g.subject.generation != 3
     g.put(0, _apic_register(g))
     g.state.before = lambda p: p.machine.bus.memory_write(APIC + TPR, 4, 0x30)
     g.state.ignore_results = True

@@ -68,10 +68,11 @@ def validate_sites(
     subjects: Sequence[Subject],
     states: int = 8,
     *,
+    first: int = 0,
     only: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> SiteRun:
-    """Try each subject from ``states`` states on each base of the stand.
+    """Try each subject from ``states`` states on each base of the stand, beginning with the number ``first``.
 
     ``only``: one base and one state, to try again what failed.
     """
@@ -79,7 +80,7 @@ def validate_sites(
     verdicts = {subject: SiteVerdict(subject) for subject in subjects}
     begun = time.perf_counter()
     run = SiteRun(list(verdicts.values()), bases=len(stand.bases))
-    numbers = range(states) if only is None else [only[1]]
+    numbers = range(first, first + states) if only is None else [only[1]]
     total = len(stand.bases) * len(subjects)
     for index, base in enumerate(stand.bases):
         if only is not None and index != only[0]:

@@ -26,9 +26,11 @@ from vmipatch.errors import EmulatorError
 from vmipatch.validate import reference
 from vmipatch.validate.subject import REGISTERS, Subject
 
-REFERENCE = 0xD8000
-"""Physical address of the native code that stubs are compared with; behind it, where a call returns to."""
-BACK = 0xDFFF0
+AREAS = (0xD8000, 0xC8000)
+"""Physical addresses for the native code that stubs are compared with, wherever the ROM is not."""
+AREA = 0x8000
+BACK = 0x7FF0
+"""In that area: where a call returns to."""
 STACK_WORDS = 16
 SEEN_PER_SITE = 3
 MOST_BREAKPOINTS = 1000
@@ -92,7 +94,13 @@ class Stand:
     @property
     def back(self) -> int:
         """The linear address that a call returns to."""
-        return (self.page_offset + BACK) & 0xFFFFFFFF
+        return (self.page_offset + area(self.setup) + BACK) & 0xFFFFFFFF
+
+
+def area(setup: Setup) -> int:
+    """The physical address of the native code."""
+    first, last = setup.rom_base, setup.rom_base + len(setup.rom)
+    return next(at for at in AREAS if last <= at or first >= at + AREA)
 
 
 def build_machine(setup: Setup, *, hypervisor: bool, rom: bool, kernel: bytes | None = None) -> Machine:
@@ -117,7 +125,7 @@ def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: st
     Raises :class:`EmulatorError` where the kernel does not come to its end natively.
     """
     with_rom = setup.hypervisor != "native"
-    first = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), abi)
+    first = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), setup, abi)
     stand = Stand(setup, first, page_offset)
     stand.native_run = _watch(stand, first, subjects)
     if stand.native_run.reason not in ("until", "poweroff") or not _reached(first, setup.until):
@@ -129,10 +137,8 @@ def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: st
         )
     hits = sorted({s.at for many in stand.seen.values() for s in many})
     chosen = sorted({hits[i * (len(hits) - 1) // max(1, moments - 1)] for i in range(moments)}) if hits else []
-    machine = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), abi)
+    machine = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), setup, abi)
     stand.machine = machine
-    if not with_rom:
-        option_rom.place(machine, setup.rom, setup.rom_base)
     for at in chosen:
         _keep(stand, machine, at)
     return stand
@@ -142,11 +148,12 @@ def _reached(machine: Machine, until: str | None) -> bool:
     return until is None or until.encode() in bytes(machine.board.consoles.serial)
 
 
-def _with_reference(machine: Machine, abi: str) -> Machine:
+def _with_reference(machine: Machine, setup: Setup, abi: str) -> Machine:
     code, _ = reference.blob(abi)
     bridge = machine.board.host_bridge
-    bridge.set_attributes(REFERENCE, REFERENCE + 0x8000, 3)
-    machine.memory.write(REFERENCE, code)
+    at = area(setup)
+    bridge.set_attributes(at, at + AREA, 3)
+    machine.memory.write(at, code)
     return machine
 
 
@@ -185,6 +192,9 @@ def _keep(stand: Stand, machine: Machine, at: int) -> None:
         stand.rejected_bases.append(f"at instruction {at}: not the kernel")
         return
     plain = machine.snapshot()
+    if stand.setup.hypervisor == "native":
+        # Only now: a guest that had met it would have begun to use it.
+        option_rom.place(machine, stand.setup.rom, stand.setup.rom_base)
     # Every fault and interrupt of the native form ends a trial, too.
     personality.set_hooks(EVERY_VECTOR)
     native = machine.snapshot()
@@ -208,7 +218,8 @@ def places(stand: Stand, stubs: Mapping[str, int], abi: str) -> None:
     """Fill in where the ROM's stubs (linear addresses) and the native code are, as the kernel sees them."""
     stand.stubs = dict(stubs)
     _, offsets = reference.blob(abi)
-    stand.references = {name: (stand.page_offset + REFERENCE + offset) & 0xFFFFFFFF for name, offset in offsets.items()}
+    at = stand.page_offset + area(stand.setup)
+    stand.references = {name: (at + offset) & 0xFFFFFFFF for name, offset in offsets.items()}
 
 
 def read_file(path: Path) -> bytes:

@@ -45,7 +45,8 @@ class State:
     ``writes``: linear address and bytes, stored before the run · ``warm``: linear addresses whose translation is in
     the TLB before the writes · ``probes``: linear addresses read after the run · ``destination``: EIP where the
     run ends instead of behind the site · ``kernel_words``: words of ``stack`` that are selectors of the kernel ·
-    ``before``, ``check``: an effect that only the host can see, set up and looked at · ``exact_flags``: flags that
+    ``before``, ``check``: an effect that only the host can see, set up and looked at (``of_machine``: by the machine
+    alone, so also where no hypervisor is) · ``exact_flags``: flags that
     count although the call may change flags · ``cr0``, ``sysenter_cs``, ``segments``, ``debug`` (DR0 to DR3):
     registers to begin with · ``ignore_results``: what comes back is the hypervisor's own, and ``check`` looks at
     it · ``time_results``:
@@ -63,6 +64,7 @@ class State:
     kernel_words: list[int] = field(default_factory=list)
     before: Callable[[Any], object] | None = None
     check: Check | None = None
+    of_machine: bool = False
     exact_flags: int = 0
     cr0: int | None = None
     sysenter_cs: int | None = None

@@ -126,7 +126,7 @@ class Trial:
             cpu.peek(linear)
         for linear, data in state.writes:
             self._store(linear, data)
-        if lowered and state.before is not None:
+        if state.before is not None and (lowered or (self._patched and state.of_machine)):
             state.before(personality)
         bus = machine.bus
         if state.pending:
@@ -212,7 +212,8 @@ class Trial:
     ) -> Result:
         cpu, machine = self.cpu, self.machine
         effect = ""
-        if lowered and state.check is not None and end == "done":
+        judged = lowered or (self._patched and state.of_machine)
+        if judged and state.check is not None and end == "done":
             effect = state.check(self.personality)
         probes = tuple(cpu.read_linear(linear, 8) for linear in state.probes)
         now = dict(self.personality.traps) if lowered else {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmipatch.annotate import Scan, scan
-from vmipatch.errors import RomError, UsageError
+from vmipatch.errors import ImageError, RomError, UsageError
 from vmipatch.image import Image, open_image
 from vmipatch.patch import OnRom, apply, plan
 from vmipatch.patch.target import rom_at
@@ -28,6 +28,7 @@ from vmipatch.validate.subject import Subject
 GUEST_END = "vmi-guest: done"
 MOMENTS = 5
 STATES = 8
+ANNOTATED = ("vmi", "parainstructions", "afterburn")
 CALLABLE = (1, 2)
 
 
@@ -45,6 +46,7 @@ class Request:
     until: str | None = None
     limit: int = 2_000_000_000
     states: int = STATES
+    first: int = 0
     moments: int = MOMENTS
 
 
@@ -92,6 +94,8 @@ def open_all(request: Request) -> Prepared:
     """Open image and ROM and see that they fit; raises :class:`VmipatchError` with one clear line."""
     image = open_image(request.image)
     found = scan(image)
+    if not any(site.family in ANNOTATED for site in found.sites):
+        raise ImageError("nothing to validate: no annotated call sites (see vmipatch scan)", file=request.image)
     data = read_file(request.rom)
     target = OnRom(rom_at(image, found, request.rom, request.rom_base))
     answers = target.rom.relocations
@@ -183,7 +187,9 @@ def validate(
             if not subjects:
                 raise UsageError(f"no site and no call at {only[0]:#x}", file=request.image)
             chosen = only[1], only[2]
-        result.sites = validate_sites(stand, subjects, request.states, only=chosen, progress=_counting(say))
+        result.sites = validate_sites(
+            stand, subjects, request.states, first=request.first, only=chosen, progress=_counting(say)
+        )
     result.seconds = time.perf_counter() - begun
     return result
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from vmipatch.isa import decode
 from vmipatch.rombuild.build import build
 from vmipatch.rombuild.hypervisor import names
 from vmipatch.validate.compare import differs
-from vmipatch.validate.demonstration import guest
+from vmipatch.validate.demonstration import FORMS, guest
 from vmipatch.validate.stand import Stand
 from vmipatch.validate.states import Maker, look_around
 from vmipatch.validate.subject import REGISTERS, Subject
 from vmipatch.validate.trial import Trial
 from vmipatch.validate.validation import Request, open_all, stand_for
 
-__all__ = ["KINDS", "Mutant", "Verdict", "guest", "mutants", "names", "reason", "stand", "survey", "table"]
+__all__ = ["KINDS", "Mutant", "Verdict", "examine", "names", "stand", "survey", "table"]
 
 KINDS = ("returns at once", "corrupts", "wrong")
 RET, PUSHFD, POPFD, NOP = b"\xc3", b"\x9c", b"\x9d", b"\x90"
@@ -71,14 +71,21 @@ class Mutant:
     what: str
 
 
+Source = Callable[[Stand, Subject], Iterable[Mutant]]
+
+
 @dataclass
 class Verdict:
-    """What the states of one mutant showed: how many saw it, of how many, and the first difference."""
+    """What the states of one mutant showed: how many saw it, of how many, and the first difference.
+
+    ``reason``: why it may survive; empty if it may not.
+    """
 
     mutant: Mutant
     seen: int = 0
     states: int = 0
     difference: str = ""
+    reason: str = ""
 
 
 def stand(folder: Path, hypervisor: str, form: str, abi: str, moments: int = 2) -> tuple[Stand, list[Subject]]:
@@ -155,10 +162,20 @@ def _reachable(stand: Stand, start: int) -> Iterator[decode.Instruction]:
             break
 
 
-def survey(stand: Stand, subjects: Sequence[Subject], states: int) -> list[Verdict]:
+def examine(folder: Path, hypervisor: str, form: str, states: int = 6) -> tuple[str, list[Verdict]]:
+    """All of one ROM: the ABI's name, and the verdicts."""
+    abi = FORMS[form]
+    ready, subjects = stand(folder, hypervisor, form, abi)
+    verdicts = survey(ready, subjects, states)
+    for v in verdicts:
+        v.reason = reason(hypervisor, v)
+    return abi, verdicts
+
+
+def survey(stand: Stand, subjects: Sequence[Subject], states: int, source: Source = mutants) -> list[Verdict]:
     """Every mutant of every call, from ``states`` states at each moment."""
     trial = Trial(stand)
-    pairs = [(m, s) for s in subjects if s.is_call for m in mutants(stand, s)]
+    pairs = [(m, s) for s in subjects if s.is_call for m in source(stand, s)]
     verdicts = {mutant: Verdict(mutant) for mutant, _ in pairs}
     for base in stand.bases:
         stand.machine.restore(base.native)
@@ -196,6 +213,11 @@ CACHES = "caches are not modelled, and a write-back shows in no register or memo
 NO_RETURN = "the call does not come back, so there is nobody whose registers could be wrong"
 EMULATED = "the entry's own write is caught and emulated where it is made; nothing is left to do"
 DELAY = "a pause, with no effect but time"
+NOTHING = "without a hypervisor there is nothing to tell: the stub is a plain return"
+NOTHING_NATIVELY = (
+    *("UpdateKernelStack", "AllocatePage", "ReleasePage", "SetLinearMapping", "SetInitialAPState"),
+    *("GetCycleFrequency", "SetAlarm", "CancelAlarm", "GetWallclockTime"),
+)
 SURVIVORS: dict[tuple[str, str], str] = {
     ("WBINVD", KINDS[0]): CACHES,
     ("WBINVD", KINDS[2]): CACHES,
@@ -225,6 +247,8 @@ SURVIVORS: dict[tuple[str, str], str] = {
 def reason(hypervisor: str, verdict: Verdict) -> str:
     """Why a mutant may survive; empty if it may not."""
     op, kind = verdict.mutant.op, verdict.mutant.kind
+    if hypervisor == "native" and op in NOTHING_NATIVELY and kind != KINDS[1]:
+        return NOTHING
     return SURVIVORS.get((f"{hypervisor}:{op}", kind), SURVIVORS.get((op, kind), ""))
 
 
@@ -241,7 +265,7 @@ def table(hypervisor: str, abi: str, verdicts: Sequence[Verdict]) -> str:
     counts = Counter(bool(v.seen) for v in verdicts)
     lines.append(f"{len(verdicts)} mutants: {counts[True]} named, {counts[False]} survive")
     for v in alive:
-        lines.append(f"  survives: {v.mutant.op}, {v.mutant.kind} ({v.mutant.what}): {reason(hypervisor, v) or 'NO REASON'}")
+        lines.append(f"  survives: {v.mutant.op}, {v.mutant.kind} ({v.mutant.what}): {v.reason or 'NO REASON'}")
     return "\n".join(lines)
 
 
