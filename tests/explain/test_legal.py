@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.explain import running as made
 from tests.explain.running import NOP5, Machine, call, function
+from tests.kernelmaker import KernelMaker
 from vmipatch.cli.explain import explain as command
 from vmipatch.explain import Legal, legal
 from vmipatch.explain.legal import matches
@@ -72,6 +73,23 @@ def test_patterns_match_their_form_and_nothing_else(entries: dict[int, Legal]) -
     assert matches(traced, call(0xE9, traced.address, 0xF8000000), 32, text) is None
     lock = entries[function(4) + made.OFF_LOCK]
     assert [matches(lock, code, 32, text) is not None for code in (b"\xf0", b"\x3e", b"\x90")] == [True, True, False]
+
+
+def test_a_replacement_is_copied_as_earlier_passes_leave_it(tmp_path: Path) -> None:
+    """5.13 to 6.7: paravirt first, in the replacements too.  The copied call is not moved: it is six bytes, not five."""
+    maker = KernelMaker(release="6.1.50")
+    native = maker.code(b"\xc3", "native_flush_tlb_local")
+    maker.code(b"\xc3", "_paravirt_nop")
+    maker.code(b"\x0f\x0b", "paravirt_BUG")
+    slot = maker.word(native, "pv_ops")
+    site = maker.code(b"\x89\xc0" * 3)
+    place = maker.replacement(b"\xff\x15" + slot.to_bytes(4, "little"))
+    maker.paravirt([(place, 0, 6, 7)])
+    maker.alternatives("rel12", [(site, place, 26, 6, 6, {})])
+    path = tmp_path / "vmlinux"
+    path.write_bytes(maker.build())
+    (entry,) = [x for x in legal(open_image(path)) if x.address == site]
+    assert states(entry) == {b"\x89\xc0" * 3, call(0xE8, place, native) + b"\x90"}
 
 
 def run(*words: object) -> tuple[int, str, str]:
