@@ -76,7 +76,7 @@ def test_patterns_match_their_form_and_nothing_else(entries: dict[int, Legal]) -
 
 
 def test_a_replacement_is_copied_as_earlier_passes_leave_it(tmp_path: Path) -> None:
-    """5.13 to 6.7: paravirt first, in the replacements too.  The copied call is not moved: it is six bytes, not five."""
+    """5.13 to 6.7: paravirt first, in replacements too.  The copied call is not moved: it is six bytes, not five."""
     maker = KernelMaker(release="6.1.50")
     native = maker.code(b"\xc3", "native_flush_tlb_local")
     maker.code(b"\xc3", "_paravirt_nop")
