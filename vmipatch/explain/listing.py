@@ -13,6 +13,9 @@ from vmipatch.isa import decode
 _NEAR = 1 << 16
 """A symbol further below an address than this does not name it."""
 
+_PREFIXES = {0xF0: "lock", 0x3E: "ds", 0x2E: "cs"}
+"""What stands alone where a site is a prefix."""
+
 
 class Line(NamedTuple):
     """One instruction: its size in bytes, and Intel syntax; ``(bad)`` for a byte that starts none."""
@@ -31,7 +34,8 @@ def listing(image: Image, code: bytes, address: int) -> tuple[Line, ...]:
             lines.append(Line(size, f"{mnemonic} {operands}{_target(image, mnemonic, operands)}".rstrip()))
             position += size
         if position < len(code):
-            lines.append(Line(1, "(bad)"))
+            prefix = _PREFIXES.get(code[0]) if len(code) == 1 else None
+            lines.append(Line(1, prefix or "(bad)"))
             position += 1
     return tuple(lines)
 
