@@ -176,7 +176,7 @@ def _calls(uses: list[Use], answers: Relocations, data: bytes, *, mainline: bool
         details: dict[str, Detailed] = {"call": use.call, "relocation": answer.type.name, "sites": use.sites}
         if call is not None:
             details["number"] = call.number
-        at = f"; {use.sites} sites" if use.sites else ""
+        at = f"; {use.sites} site{'' if use.sites == 1 else 's'}" if use.sites else ""
         if use.how == ("timer",):
             if on and answer.type is not CALL and timer is not None and use.call in timer["then"]:
                 text = f"{timer['when']} is answered, but {use.call} with {answer.type.name}"
@@ -199,8 +199,6 @@ def _types(use: Use, type: RelocationType, returns: bool) -> Iterator[tuple[str,
     """What is wrong with an answer that is not NONE."""
     if type is NOP and not returns:
         yield "rom-relocation", "NOP: the site becomes padding and the kernel runs on behind it", None
-    elif type is NOP and set(use.how) & {"wrap", "function"}:
-        yield "rom-call-missing", "NOP counts as NONE here: native code stays", None
     elif type is JUMP and returns:
         if use.how == ("rfc",):
             yield "rom-relocation", "JUMP_REL: every slot is called", None

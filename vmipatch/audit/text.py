@@ -64,8 +64,8 @@ class Inward(NamedTuple):
 def ranges(image: Image) -> tuple[list[Range], list[str]]:
     """Where the instructions are, and what cannot be told.
 
-    Executable sections at kernel addresses; without sections executable segments that are not writable; in raw memory what lies
-    between ``_stext`` (``_text``) and ``_etext``, and ``_sinittext`` and ``_einittext``.
+    Executable sections at kernel addresses; without sections executable segments that are not writable; in raw
+    memory what lies between ``_stext`` (``_text``) and ``_etext``, and ``_sinittext`` and ``_einittext``.
     """
     if image.sections:
         placed = [s for s in image.sections if s.exec and s.alloc and s.file_size]
