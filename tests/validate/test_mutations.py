@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
-import stubmutants
+
+from tests import stubmutants
 
 QUICK = (("vmware", "v2"), ("xen", "rfc-v1"), ("native", "v2"))
 ALL = tuple((name, form) for name in stubmutants.names() for form in ("v2", "rfc-v1"))
