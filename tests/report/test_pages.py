@@ -79,6 +79,20 @@ def test_ranges_and_places_against_each_byte(tmp_path: Path, slide: int) -> None
     assert "ftrace" in bad[made.function(12)].note
 
 
+def test_one_byte_without_a_cause_makes_its_site_unexplained(tmp_path: Path) -> None:
+    memory = made.Machine()
+    memory.put(made.function(14), made.NOP5[:4] + b"\xff")
+    (tmp_path / "dump").write_bytes(memory.bytes)
+    found = explain(open_image(made.build(tmp_path)), Memory(tmp_path / "dump", made.PHYSICAL))
+    assert [r.cause for r in ranges(found) if made.function(14) <= r.address < made.function(14) + 5] == [
+        "mcount",
+        UNEXPLAINED,
+    ]
+    (place,) = (p for p in places(found) if p.address == made.function(14))
+    assert (place.cause, place.op) == (UNEXPLAINED, "fentry")
+    assert (place.found, place.expected) == (made.NOP5[:4] + b"\xff", made.NOP5)
+
+
 def test_the_page_of_an_explanation(vmipatch: Commands, tmp_path: Path) -> None:
     kernel, dump = running_kernel(tmp_path)
     out = tmp_path / "page.html"
@@ -91,9 +105,14 @@ def test_the_page_of_an_explanation(vmipatch: Commands, tmp_path: Path) -> None:
     kinds = [kind["name"] for kind in data["kinds"]]
     sizes: Counter[str] = Counter()
     at = 0
+    marked = set()
     for gap, length, kind in zip(*[iter(data["ranges"])] * 3, strict=True):
         at += gap + length
         sizes[kinds[kind]] += length
+        if kinds[kind] == UNEXPLAINED:
+            marked |= set(range(at - length, at))
+    base = answer["text"]["address"]
+    assert marked == {u["address"] - base + i for u in answer["unexplained"] for i in range(u["length"])}
     assert at <= data["length"]
     assert sizes.pop(UNEXPLAINED) == answer["bytes"]["unexplained"]
     assert dict(sizes) == answer["by_cause"]
