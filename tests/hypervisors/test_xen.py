@@ -323,6 +323,27 @@ def test_set_gdt() -> None:
     assert hypercall(guest, 2, BASE + DATA, 7169) == -EINVAL
 
 
+def test_a_gdt_of_several_pages() -> None:
+    guest = started()
+    table = bytearray(0x2000)
+    table[:0x100] = guest.memory.read(GDT, 0x100)
+    table[0x1100:0x1108] = segment(0xF3, base=0x66000)
+    guest.memory.write(FREE, bytes(table))
+    # What the ROM's stub writes before the call.
+    guest.personality.state.put_table("gdt", BASE + FREE, 0x1107)
+    frames = (FREE >> 12, (FREE >> 12) + 1)
+    guest.memory.write(DATA, struct.pack("<II", *reversed(frames)))
+    assert hypercall(guest, 2, BASE + DATA, 0x221) == -EINVAL
+    guest.memory.write(DATA, struct.pack("<II", *frames))
+    assert hypercall(guest, 2, BASE + DATA, 0x220) == -EINVAL
+    assert hypercall(guest, 2, BASE + DATA, 0x221) == 0
+    guest.run("mov eax, 0x1103; mov fs, eax")
+    assert guest.cpu.get("fs_base") == 0x66000
+    guest.memory.write(DATA, struct.pack("<II", FREE >> 12, HOST >> 12))
+    outcome = guest.run(b"\xcd\x82", eax=2, ebx=BASE + DATA, ecx=0x221)
+    assert outcome.reason == "violation"
+
+
 def test_set_ldt() -> None:
     guest = started()
     guest.memory.write(FREE, bytes(8) + segment(0xF3, base=0x77000) * 3)
