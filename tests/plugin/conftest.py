@@ -1,3 +1,0 @@
-"""pytester: tests of tests."""
-
-pytest_plugins = ["pytester"]
