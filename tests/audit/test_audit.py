@@ -387,3 +387,18 @@ def test_damaged_images(bits: int, tmp_path: Path) -> None:
         except VmipatchError:
             pass
     assert whole > 50
+
+
+def test_the_manual_names_every_identifier() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "audit.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (note|warning|error) \|", text, re.MULTILINE))
+    assert rows == {kind.id: kind.severity for kind in KINDS.values()}
+
+
+def test_every_identifier_of_a_scan_is_registered() -> None:
+    folder = Path(__file__).resolve().parents[2] / "vmipatch" / "annotate"
+    source = "".join(f.read_text("utf-8") for f in folder.glob("*.py"))
+    said = set(re.findall(r'(?:Finding|Reason)\(\s*"([a-z]+(?:-[a-z]+)+)"', source))
+    said |= set(re.findall(r'codesites\.scan\([^\n]*"([a-z]+(?:-[a-z]+)+)"', source))
+    assert said
+    assert said <= set(KINDS)
