@@ -22,7 +22,8 @@ from guestmachine import (
 
 import vmipatch
 from vmipatch.patch.cpu import from_spec
-from vmipatch.patch.target import Native
+from vmipatch.patch.planner import sealed
+from vmipatch.patch.target import Native, OnRom, rom_at
 from vmipatch.rombuild.inspect import relocations
 
 NUMBERS = {"vmi-13.0": {"Init": 4, "GetInterruptMask": 37, "IRET": 39}, "vmi-3.0": {"GetInterruptMask": 31, "IRET": 33}}
@@ -49,6 +50,24 @@ def test_self_patched_equals_patched_on_disk(form: str, hypervisor: str, tmp_pat
     on_disk = text(patched(form, hypervisor, tmp_path))[1]
     assert on_disk != text(elf(form))[1]
     assert running_text(boot) == on_disk
+
+
+@pytest.mark.parametrize("form", ["mainline", "mainline-pae"])
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_a_sealed_kernel_runs_on_its_rom(form: str, hypervisor: str, tmp_path: Path) -> None:
+    """A kernel on a ROM walks its table twice; sealed, it finds nothing in it either time."""
+    file = tmp_path / "rom"
+    file.write_bytes(rom(hypervisor, ABI[form]))
+    image = vmipatch.open_image(elf(form))
+    found = vmipatch.scan(image)
+    target = OnRom(rom_at(image, found, file, ROM_PLACE))
+    planned = sealed(image, found, vmipatch.plan(image, found, target), target)
+    vmipatch.apply(image, planned, tmp_path / "sealed.elf")
+    boot = on_rom(form, hypervisor, tmp_path / "sealed.elf")
+    assert boot.run(until=DONE) == "until"
+    assert boot.lines == expected(form)
+    (table,) = (t for t in vmipatch.scan(vmipatch.open_image(tmp_path / "sealed.elf")).tables if t.sealed)
+    assert table.section == ".parainstructions"
 
 
 @pytest.mark.parametrize("form", ["mainline", "mainline-pae"])

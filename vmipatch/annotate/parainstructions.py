@@ -75,6 +75,8 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         return Site(FAMILY, address, length, op, code.section, table.name, entry.address, detail)
 
     def sealed(layout: Layout, entries: Sequence[Entry]) -> bool:
-        return bool(entries) and all(e.values[0] == entries[0].address for e in entries)
+        # As `patch --seal` leaves them (vmipatch.patch.seal): for bare hardware, or for a ROM.
+        names_itself = all(e.values[0] == entries[0].address for e in entries)
+        return bool(entries) and (names_itself or all(e.values[2] == 0 for e in entries))
 
     return scan_family(image, FAMILY, check, make, layout, sealed)

@@ -111,7 +111,11 @@ def sealed(image: Image, scan: Scan, planned: Plan, target: Target) -> Plan:
         warnings.append("sealed without a CPU: alternatives and LOCK prefixes stay as they are on disk")
     else:
         warnings.append("sealed for this CPU's features: on a CPU that lacks one of them the kernel may fault")
-    return replace(planned, patches=planned.patches + tuple(seal.plan(image, scan)), warnings=tuple(warnings))
+    return replace(
+        planned,
+        patches=planned.patches + tuple(seal.plan(image, scan, on_rom=isinstance(target, OnRom))),
+        warnings=tuple(warnings),
+    )
 
 
 def _of(scan: Scan, family: str) -> list[Site]:

@@ -22,8 +22,16 @@ from vmipatch.patch.patch import Cause, Patch
 SEALED = ("parainstructions", "altinstructions", "smp_locks")
 
 
-def plan(image: Image, scan: Scan) -> Iterator[Patch]:
-    """A patch for each table entry that still names something."""
+FIRST_WITH_WORDS = (2, 6, 22)
+"""Linux 2.6.22 made an op's type its word in struct paravirt_ops; the seven types before it have numbers."""
+
+
+def plan(image: Image, scan: Scan, *, on_rom: bool = False) -> Iterator[Patch]:
+    """A patch for each table entry that still names something; ``on_rom``: for a kernel that will run on a VMI ROM."""
+    nobodys: int | None = None
+    if on_rom:
+        # Word 0 is no function; of the old enumeration 0 to 6 are taken.
+        nobodys = 7 if image.version is not None and image.version[:3] < FIRST_WITH_WORDS else 0
     for info in scan.tables:
         if info.family not in SEALED or info.layout is None or info.sealed:
             continue
@@ -31,22 +39,22 @@ def plan(image: Image, scan: Scan) -> Iterator[Patch]:
         layout = form.layout(info.layout)
         for table in find_tables(image, form):
             if table.address == info.address:
-                yield from _table(info, layout, table)
+                yield from _table(info, layout, table, nobodys)
 
 
-def _table(info: TableInfo, layout: Layout, table: Table) -> Iterator[Patch]:
+def _table(info: TableInfo, layout: Layout, table: Table, nobodys: int | None) -> Iterator[Patch]:
     cause = Cause("seal", info.family, f"{info.section} emptied")
     whole = len(table.data) // layout.size
     tail = table.data[whole * layout.size :]
     for index in range(whole + bool(tail)):
         at = index * layout.size
         old = table.data[at : at + layout.size]
-        new = _emptied(info.family, layout, table, at, old)[: len(old)]
+        new = _emptied(info.family, layout, table, at, old, nobodys)[: len(old)]
         if new != old:
             yield Patch(table.address + at, old, new, cause, None)
 
 
-def _emptied(family: str, layout: Layout, table: Table, at: int, old: bytes) -> bytes:
+def _emptied(family: str, layout: Layout, table: Table, at: int, old: bytes, nobodys: int | None) -> bytes:
     if family == "smp_locks":
         return bytes(len(old))
     values = dict(zip(layout.fields, layout.form.unpack(old.ljust(layout.size, b"\0")), strict=True))
@@ -54,6 +62,8 @@ def _emptied(family: str, layout: Layout, table: Table, at: int, old: bytes) -> 
         values["instrlen"] = values["replacementlen"] = 0
         if "padlen" in values:
             values["padlen"] = 0
+    elif nobodys is not None:
+        values["len"], values["type"] = 0, nobodys
     else:
         relative = any(layout.fields[position] == "instr" for position, _ in layout.relative)
         values["instr"] = -at if relative else table.address
