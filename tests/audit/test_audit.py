@@ -227,6 +227,17 @@ def test_branches_into_sites(near: bool, tmp_path: Path) -> None:
     assert [f.details["target_address"] for f in found.findings if f.id == "branch-into-site"] == [site + 1, site + 5]
 
 
+def test_branches_from_another_section(tmp_path: Path) -> None:
+    maker = KernelMaker()
+    site = maker.code(b"\x90" * 6)
+    replacement = maker.replacement(b"\x90")
+    maker.alternatives("rel12", [(site, replacement, 5, 6, 1, {})])
+    first = replacement + 1
+    for i, to in enumerate((site, site + 1, site + 6)):
+        maker.replacement(b"\xe9" + struct.pack("<i", to - (first + 5 * i) - 5))
+    assert places(audited(tmp_path, maker), "branch-into-site") == [first + 5]
+
+
 def test_the_later_pass_wins(tmp_path: Path) -> None:
     maker = KernelMaker()
     maker.word(0, "pv_ops")

@@ -47,8 +47,9 @@ def audit(
     clusters = Clusters(found.sites)
     collector = Collector(image)
     collector.take(f for f in found.findings if f.id != "site-overlap")
-    tables.tables(collector, found.tables)
-    tables.overlaps(collector, clusters, tables.Order(image, found, kernel))
+    tables.tables(collector, found.tables, placed=image.container != "module")
+    shared = Clusters(s for s in found.sites if s.family not in tables.EVERY_CALL)
+    tables.overlaps(collector, shared, tables.Order(image, found, kernel))
     tables.exceptions(collector, image, found, clusters)
     covered, sweeper = _text(collector, image, found, clusters, progress)
     if data is not None:

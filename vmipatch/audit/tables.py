@@ -18,6 +18,8 @@ from vmipatch.image import Image
 from vmipatch.patch.rules import Version, choose
 
 EX_TABLE = "ex_table"
+EVERY_CALL = ("call_sites",)
+"""Families that name every call of the kernel: to share bytes with other tables is what they are for."""
 NAMED = 8
 """Entries that a finding names; the rest are counted."""
 
@@ -47,8 +49,8 @@ class Order:
         return not self.why and self.rank(family) == _ANY_TIME
 
 
-def tables(collector: Collector, found: tuple[TableInfo, ...]) -> None:
-    """Tables that begin off their alignment, or whose last entry is short."""
+def tables(collector: Collector, found: tuple[TableInfo, ...], *, placed: bool) -> None:
+    """Tables that begin off their alignment (where they are ``placed`` already), or whose last entry is short."""
     for table in found:
         layouts = {layout.name: layout for layout in load_format(table.family).layouts}
         layout = layouts.get(table.layout or "")
@@ -61,7 +63,7 @@ def tables(collector: Collector, found: tuple[TableInfo, ...]) -> None:
             "size": table.size,
             "entry_size": layout.size,
         }
-        if table.address % align:
+        if placed and table.address % align:
             text = f"begins at {table.address:#x}, {table.address % align} bytes off a multiple of {align}"
             collector.add(
                 "table-misaligned",

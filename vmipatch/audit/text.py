@@ -172,7 +172,7 @@ class Sweeper:
     def _slot(self, code: bytes, address: int) -> int | None:
         """The paravirt slot that an indirect call or jump goes through, or None."""
         _, opcode, at = sensitive.opcode_at(code, self._bits)
-        if opcode != _INDIRECT or code[at] >> 3 & 7 not in (2, 4):
+        if opcode != _INDIRECT:
             return None
         slot = operand(code[at - 1 :], address + at - 1, self._bits)
         return slot if slot in self._slots else None
