@@ -204,6 +204,9 @@ def test_pae_asks_for_the_long_calls(tmp_path: Path) -> None:
     answer(39, JUMP)(rom)  # SetPxELong
     assert "rom-relocation" in {f.id for f in rom_findings("mainline-pae", bytes(rom), tmp_path)}
     assert "rom-relocation" not in {f.id for f in rom_findings("mainline", bytes(rom), tmp_path)}
+    rom = bytearray(build("native", "vmi-3.0").data)
+    answer(SETPXE, JUMP)(rom)
+    assert "rom-relocation" not in {f.id for f in rom_findings("mainline-pae", bytes(rom), tmp_path)}
 
 
 def test_a_slot_that_is_missing(tmp_path: Path) -> None:
