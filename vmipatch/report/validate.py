@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmipatch.report.jsontext import dumps
-from vmipatch.validate import Validation
+from vmipatch.validate import Request, Validation
 from vmipatch.validate.boots import MOST_COUNTED, Boot
 from vmipatch.validate.demonstration import Row
 from vmipatch.validate.sites import Failure, SiteVerdict
@@ -164,10 +165,25 @@ def _show(found: Validation, v: SiteVerdict, write: Callable[[str], object]) -> 
     waits = ", an interrupt waits" if f.start.pending else ""
     write(f"  from     {values} flags={f.start.flags:#x}{waits} ({f.origin})\n")
     write(f"  {v.failures} of {v.states} states fail\n")
-    write(
-        f"  again:   vmipatch validate {found.request.image} --rom {found.request.rom} "
-        f"--site {subject.address:#x} --state {f.base}:{f.state}\n"
-    )
+    write(f"  again:   {_again(found.request, subject.address, f)}\n")
+
+
+def _again(request: Request, address: int, f: Failure) -> str:
+    """The command that runs this state alone; whatever decides what the moments are is in it."""
+    words = ["vmipatch", "validate", str(request.image), "--rom", str(request.rom)]
+    words += ["--site", f"{address:#x}", "--state", f"{f.base}:{f.state}"]
+    usual = Request(request.image, request.rom)
+    for option, value, default in (
+        ("--rom-base", f"{request.rom_base:#x}", f"{usual.rom_base:#x}"),
+        ("--initrd", request.initrd, usual.initrd),
+        ("--append", request.append, usual.append),
+        ("--memory", request.memory_mib, usual.memory_mib),
+        ("--until", request.until, usual.until),
+        ("--moments", request.moments, usual.moments),
+    ):
+        if value != default:
+            words += [option, str(value)]
+    return shlex.join(words)
 
 
 def _code(code: bytes, address: int) -> str:
