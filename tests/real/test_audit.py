@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.audit.oracle import Covered, Expected, disassemble
+from vmipatch.isa import sensitive, sweep
 
 from .conftest import Cli, RealKernel
 from .tables import entries
@@ -109,6 +110,19 @@ def test_branches_into_sites(name: str, audited: Callable[[str], Audited]) -> No
     inward = Covered(sites).entered(one.expected.branches)
     print(f"{name}: branch-into-site: {len(inward)} of {len(one.expected.branches)} branches")
     assert one.addresses("branch-into-site") == sorted(inward)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_branch_goes_where_objdump_says(name: str, audited: Callable[[str], Audited]) -> None:
+    one = audited(name)
+    bits, found = one.kernel.bits, set()
+    for section in executable(one) - set(COPIED):
+        data, base = one.kernel.bytes_of(section), one.kernel.sections[section].address
+        for group, first, last in sweep.sweep(data, 0, len(data), bits, frozenset()):
+            if group == sweep.BRANCH:
+                found.add((base + first, sensitive.branch_target(data, first, last, base, bits)))
+    print(f"{name}: {len(found)} branches, objdump {len(one.expected.branches)}")
+    assert found == set(one.expected.branches)
 
 
 @pytest.mark.parametrize("name", NAMES)
