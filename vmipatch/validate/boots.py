@@ -1,6 +1,7 @@
 """Boot by boot: natively, patching itself on the ROM, and statically patched on the ROM.
 
-May import stand and the emulator.  Compared are the end, the console's text and which VMI calls were made.
+May import stand and the emulator.  Compared are the end, the console's text, which VMI calls were made, and the
+final state: control registers and tables as the guest sees them, and what stands at the sites.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from vmipatch.emu.hypervisors.base import native_view
 from vmipatch.emu.hypervisors.violation import Violation
 from vmipatch.emu.machine.machine import Machine
 from vmipatch.validate.stand import Setup, build_machine
@@ -19,6 +22,9 @@ OWN_LINE = b"vmi-guest: backend "
 GOOD_ENDS = ("until", "poweroff")
 MOST_COUNTED = 20_000
 """A call made so often is counted no further: each entry that is seen costs microseconds."""
+FINAL = ("cr0", "gdtr_limit", "idtr_base", "idtr_limit")
+"""What of the final state does not depend on the moment; of CR0 without TS."""
+TS = 8
 PANIC = (b"Kernel panic", b"FAILED")
 
 
@@ -39,6 +45,9 @@ class Boot:
     violation: Violation | None = None
     problems: list[str] = field(default_factory=list)
     verdict: str = "pass"
+    view: dict[str, int] = field(default_factory=dict)
+    text: dict[int, bytes] = field(default_factory=dict)
+    """Final bytes of the sites asked for, by physical address."""
 
     @property
     def more_calls(self) -> bool:
@@ -52,13 +61,22 @@ def native(setup: Setup) -> Boot:
     return _run(machine, setup, "native", {})
 
 
-def on_rom(setup: Setup, kind: str, stubs: Mapping[str, int], kernel: bytes | None = None) -> Boot:
+def on_rom(
+    setup: Setup,
+    kind: str,
+    stubs: Mapping[str, int],
+    kernel: bytes | None = None,
+    sites: Mapping[int, int] = MappingProxyType({}),
+) -> Boot:
     """The kernel on the ROM with its hypervisor; ``kernel`` is the patched image of a ``static`` boot.
 
-    ``stubs``: linear addresses of the ROM's calls, whose entries are counted.
+    ``stubs``: linear addresses of the ROM's calls, whose entries are counted; ``sites``: physical addresses and
+    lengths of what is to be looked at in the end.
     """
     machine = build_machine(setup, hypervisor=True, rom=True, kernel=kernel)
-    return _run(machine, setup, kind, stubs)
+    boot = _run(machine, setup, kind, stubs)
+    boot.text = {at: machine.memory.read(at, length) for at, length in sites.items()}
+    return boot
 
 
 def _run(machine: Machine, setup: Setup, kind: str, stubs: Mapping[str, int]) -> Boot:
@@ -88,6 +106,7 @@ def _run(machine: Machine, setup: Setup, kind: str, stubs: Mapping[str, int]) ->
     else:
         boot.reached = setup.until.encode() in boot.console
     boot.violation = personality.violation
+    boot.view = personality.view() if personality.active and paravirtual else native_view(cpu)
     boot.traps, boot.hypercalls = Counter(personality.traps), Counter(personality.hypercalls)
     if paravirtual and kind != "native" and not personality.active:
         boot.problems.append("the kernel did not start the hypervisor: VMI_Init was not called, or said no")
@@ -110,6 +129,8 @@ def judge(boots: Iterable[Boot]) -> None:
             continue
         if boot.reason != first.reason:
             boot.problems.append(f"it ends with {boot.reason}, the native one with {first.reason}")
+        else:
+            boot.problems += _final(first, boot)
         line = first_difference(first.console, boot.console)
         if line:
             boot.problems.append(line)
@@ -119,7 +140,25 @@ def judge(boots: Iterable[Boot]) -> None:
         one, two = (set(b.calls) for b in made)
         if one != two:
             made[1].problems.append(f"calls made in one boot only: {', '.join(sorted(one ^ two))}")
+        patched, planned = (b.text for b in made)
+        odd = [at for at in planned if patched.get(at) != planned[at]]
+        if odd:
+            made[1].problems.append(
+                f"{len(odd)} sites end up otherwise than the kernel patches them itself: the first, at physical "
+                f"{odd[0]:#x}, is {planned[odd[0]].hex()}, and {patched[odd[0]].hex()} there"
+            )
+        if made[1].problems:
             made[1].verdict = "fail"
+
+
+def _final(first: Boot, boot: Boot) -> list[str]:
+    found = []
+    for name in FINAL:
+        mask = 0xFFFF_FFFF & ~(TS if name == "cr0" else 0)
+        one, other = first.view.get(name, 0) & mask, boot.view.get(name, 0) & mask
+        if one != other:
+            found.append(f"at the end the guest's {name} is {other:#x}, natively {one:#x}")
+    return found
 
 
 def first_difference(one: bytes, other: bytes) -> str:

@@ -211,10 +211,14 @@ def _boots(prepared: Prepared, count: bool, say: Callable[[str], None]) -> list[
     say("booting natively")
     found = [boots.native(setup)]
     stubs = prepared.stubs if count else {}
+    # Of .text only: what is for starting up may be given back, and hold anything in the end.
+    offset = prepared.image.page_offset
+    staying = {s.address for s in prepared.scan.sites if s.section == ".text"}
+    text = {s.address - offset: s.length for s in prepared.subjects if s.address in staying}
     say(f"booting on {setup.hypervisor}: the kernel patches itself")
-    found.append(boots.on_rom(setup, "self", stubs))
+    found.append(boots.on_rom(setup, "self", stubs, sites=text))
     say(f"booting on {setup.hypervisor}: patched statically")
-    found.append(boots.on_rom(setup, "static", stubs, patched_kernel(prepared)))
+    found.append(boots.on_rom(setup, "static", stubs, patched_kernel(prepared), text))
     return found
 
 
