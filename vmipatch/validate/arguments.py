@@ -167,6 +167,7 @@ def set_ldt(g: Given) -> None:
 @op("SetTR")
 def set_tr(g: Given) -> None:
     # LTR wants a TSS that is not busy: the one in force, or the same under another selector.
+    g.state.possible = bool(g.around.tss_selector & 0xFFFC)
     index = _free(g)
     if index and g.rng.random() < 0.7:
         _system_descriptor(g, index, g.around.tss, 0x67, 0x89)
