@@ -20,6 +20,7 @@ SIGNATURES = {
     "lguest": b"lguestlguest",
     "l4ka": b"L4KaL4KaL4Ka",
 }
+PAE = 0x20  # of CR4
 DIRECT = 0xC0000000  # the guest's direct map, as it tells SetLinearMapping
 
 
@@ -195,6 +196,11 @@ def test_xen_page_tables() -> None:
     # mmu_update(1): {u64 machine address, u64 value}, one of them, DOMID_SELF
     assert (registers["eax"], registers["ecx"], registers["edx"], registers["esi"]) == (1, 1, 0, 0x7FF0)
     assert seen[-1] == [0x10000000 + DATA + 0x10, 0, 0x00123067, 0]
+    # Eight bytes: until PAE is on Xen would write four of them, so the stub writes and Xen emulates.
+    before = len(guest.traps)
+    guest.call(at("xen", 39), 1, eax=0x00123067, edx=0x80000000, ecx=DATA + 0x18)
+    assert (len(guest.traps), words(guest, DATA + 0x18, 2)) == (before, [0x00123067, 0x80000000])
+    guest.write(TOP + 0xE1C, PAE)
     guest.call(at("xen", 39), 1, eax=0x00123067, edx=0x80000000, ecx=DATA + 0x18)
     assert seen[-1] == [0x10000000 + DATA + 0x18, 0, 0x00123067, 0x80000000]
     # An address that no mapping covers is written, for Xen to emulate.
@@ -369,6 +375,9 @@ def test_kvm_mmu_op() -> None:
     # EAX = 2, EBX = bytes, EDX:ECX = physical address (the mapping adds 0x10000000)
     guest.on_trap = lambda kind, g: seen.append(words(g, g["ecx"] - 0x10000000, g["ebx"] // 4) if g["eax"] == 2 else [])
     entry = DATA + 0x20
+    guest.call(at("kvm", 39), 1, eax=0x67, edx=9, ecx=entry)
+    assert guest.traps[-1][1]["eax"] == 0x564D, "before PAE is on WRITE_PTE would write four bytes: the gate"
+    guest.write(TOP + 0xE1C, PAE)
     for number, stack, given, wanted in (
         (38, [], {"eax": 0x67, "edx": entry, "ecx": 1}, [1, 0, 0x10000000 + entry, 0, 0x67, 0]),
         (39, [1], {"eax": 0x67, "edx": 9, "ecx": entry}, [1, 0, 0x10000000 + entry, 0, 0x67, 9]),

@@ -64,9 +64,10 @@ class Control:
         if value & ~self._cpu.cr4_allowed:
             return False
         if bool(value & PAE) != self._owner.paging.pae:
-            raise Violation("paging-off", f"CR4 = {value:#x} changes the form of the page tables")
+            self._owner.paging.change_form(bool(value & PAE))
         self._owner.state.put("cr4", value)
         self._cpu.set("cr4", (value | PSE | PGE) & self._cpu.cr4_allowed)
+        self._owner.paging.flush()
         return True
 
     def get(self, which: int) -> int:

@@ -58,6 +58,7 @@ class Paging:
         self.pae = False
         self.current = 0
         self._hole_table = 0
+        self._hole: list[tuple[int, int]] = []
         self._tables: dict[int, int] = {}  # frame -> directory entries that point to it
         self._pinned: set[int] = set()
         self._directories: dict[tuple[int, bool], Directory] = {}
@@ -70,13 +71,55 @@ class Paging:
 
     def begin(self, cr3: int, pae: bool, hole: Iterable[tuple[int, int]]) -> None:
         """Take over the tables at ``cr3``; ``hole``: page number behind virtual_top, physical address."""
-        self.pae = pae
+        self._hole = list(hole)
         self._hole_table = self._host.page()
-        size = 8 if pae else 4
-        for number, physical in hole:
-            entry = (physical | KERNEL_TABLE).to_bytes(size, "little")
-            self._host.write(self._hole_table + number * size, entry)
+        self._take_form(pae)
         self.switch(cr3)
+
+    def _take_form(self, pae: bool) -> None:
+        """Entries are 8 bytes from now on, or 4; the hole's own table follows."""
+        self.pae = pae
+        table = bytearray(PAGE)
+        for number, physical in self._hole:
+            at = number * self._size
+            table[at : at + self._size] = (physical | KERNEL_TABLE).to_bytes(self._size, "little")
+        self._host.write(self._hole_table, bytes(table))
+
+    def change_form(self, pae: bool) -> None:
+        """CR4.PAE changes while paging is on: the page that CR3 names is read in the other form from now on.
+
+        Linux 2.6.21 to 2.6.24 with PAE boots so (arch/x86/mm/init_32.c, paging_init): the four pointers lie over
+        the boot directory's first entries. Raises :class:`Violation` ``paging-off`` where that does not map the
+        instruction that comes next; nothing is changed then.
+        """
+        key = self.current & (0xFFFF_FFE0 if pae else 0xFFFF_F000)
+        if not self._would_map(key, pae, self._cpu.linear_eip):
+            raise Violation("paging-off", "CR4.PAE changes, and the page tables are not of that form", key)
+        for root in list(self._roots):
+            self._forget(root)
+        self._take_form(pae)
+        for frame in self._pinned:
+            self._check_table(frame)
+        self.switch(key)
+
+    def _would_map(self, cr3: int, pae: bool, linear: int) -> bool:
+        """Whether the guest's own tables at ``cr3``, read in that form, map a linear address."""
+        size, bits = (8, 9) if pae else (4, 10)
+        at = cr3
+        if pae:
+            pointer = int.from_bytes(self._memory.read(cr3 + 8 * (linear >> 30), 8), "little")
+            if not pointer & PRESENT or pointer >> 32:
+                return False
+            at = pointer & 0xFFFF_F000
+        for shift in (12 + bits, 12):
+            index = linear >> shift & (1 << bits) - 1
+            entry = int.from_bytes(self._memory.read(at + index * size, size), "little")
+            if not entry & PRESENT:
+                return False
+            if shift > 12 and entry & LARGE:
+                return True
+            at = entry & 0xFFFF_F000
+        return True
 
     def switch(self, cr3: int) -> None:
         """The guest loads CR3."""
@@ -425,13 +468,14 @@ class Paging:
             dict(self._roots),
             tuple(self._host.free),
             set(self._watched),
+            tuple(self._hole),
         )
 
     def restore(self, saved: Any) -> None:
         """Bring back what :meth:`save` returned; hooks follow."""
         before = self._guarded()
         self.pae, self.current, self._hole_table, tables, pinned, directories, roots, free = saved[:8]
-        self._watched = set(saved[8])
+        self._watched, self._hole = set(saved[8]), list(saved[9])
         self._tables, self._pinned, self._roots = dict(tables), set(pinned), dict(roots)
         for key, (copy, entries, users) in directories.items():
             had = self._directories.get(key)

@@ -1,0 +1,109 @@
+"""What real kernels with CONFIG_VMI do on the ROMs, one test a demand; each names the kernel's file and function.
+
+All at CPL 1, behind VMI_Init, on every deprivileging hypervisor.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from pagedguest import BASE, DATA, DEPRIVILEGED, DIRECTORY, MAPPED, TABLES, PagedGuest
+
+ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
+PT, PD, PDP, CLONE, ZEROED, PAE = 1, 2, 4, 0x20, 0x40, 0x10
+ZERO_PAGE, MIDDLE, LAST_TABLE = 0x90000, 0x91000, 0x92000
+
+
+def started(hypervisor: str, *, pae: bool = False, interrupts: bool = False) -> PagedGuest:
+    guest = PagedGuest(hypervisor, pae=pae)
+    guest.cpu.set("eflags", 0x202 if interrupts else 2)
+    assert guest.init() == 0
+    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+    return guest
+
+
+def ran(guest: PagedGuest, text: str) -> None:
+    outcome = guest.run(text)
+    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
+
+
+def called(guest: PagedGuest, name: str, *stack: int, **registers: int) -> None:
+    outcome = guest.call(name, *stack, **registers)
+    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
+
+
+def set_long(guest: PagedGuest, physical: int, value: int, flags: int) -> None:
+    called(guest, "SetPxELong", flags, eax=value & 0xFFFFFFFF, edx=value >> 32, ecx=BASE + physical)
+
+
+def paging_init(guest: PagedGuest) -> None:
+    """Three-level tables over the boot directory, up to the load of CR4 with PAE."""
+    boot = guest.memory.read(DIRECTORY, 32)
+    assert any(boot[4::8]), "the boot directory's odd entries are in the way"
+    for n in range(3):  # native_pagetable_setup_start
+        set_long(guest, DIRECTORY + 8 * n, ZERO_PAGE | 1, PDP)
+    ran(guest, f"mov dword ptr [{BASE + DIRECTORY + 24:#x}], 0; mov dword ptr [{BASE + DIRECTORY + 28:#x}], 0")
+    called(guest, "AllocatePage", 0, 0, eax=MIDDLE >> 12, edx=PD | PAE | ZEROED, ecx=0)
+    set_long(guest, DIRECTORY + 24, MIDDLE | 1, PDP)
+    for n in range(MAPPED >> 21):  # kernel_physical_mapping_init: 2 MiB each, global
+        set_long(guest, MIDDLE + 8 * n, n << 21 | 0x1E3, PD)
+    called(guest, "AllocatePage", 0, 0, eax=LAST_TABLE >> 12, edx=PT | PAE | ZEROED, ecx=0)
+    set_long(guest, MIDDLE + 8 * 0x1DF, LAST_TABLE | 0x67, PD)  # the fixmap's, below virtual_top
+    set_long(guest, LAST_TABLE + 8 * 0x1FE, DATA | 0x63, PT)
+    set_long(guest, DIRECTORY, MIDDLE | 1, PDP)  # native_pagetable_setup_done
+    called(guest, "SetCR3", eax=DIRECTORY)
+
+
+@ALL
+def test_pae_goes_on_behind_vmi_init(hypervisor: str) -> None:
+    """2.6.21 to 2.6.24 with PAE boot on two-level tables and set CR4.PAE in paging_init, long after VMI_Init in
+    setup_arch (2.6.24, arch/x86/mm/init_32.c, pagetable_init and paging_init): pointers of 8 bytes over the live
+    boot directory's entries, then SetCR3, then SetCR4."""
+    guest = PagedGuest(hypervisor)
+    # head.S maps low memory at 0 too, so that the entries under the pointers are in use.
+    guest.memory.write(DIRECTORY, struct.pack("<8I", *(TABLES | 7 for _ in range(8))))
+    assert guest.init() == 0
+    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+    paging_init(guest)
+    called(guest, "GetCR4")
+    called(guest, "SetCR4", eax=guest.cpu.get("eax") | 0x20)
+    called(guest, "FlushTLB", eax=3)
+    guest.memory.write(DATA, b"here")
+    ran(guest, "mov eax, dword ptr [0xFBFFE000]; mov ecx, dword ptr [0x50000]")
+    assert guest.cpu.get("eax") == guest.cpu.get("ecx") == int.from_bytes(b"here", "little")
+    assert guest.memory.read(DIRECTORY, 32) == struct.pack("<4Q", MIDDLE | 1, ZERO_PAGE | 1, ZERO_PAGE | 1, MIDDLE | 1)
+    called(guest, "GetCR4")
+    assert guest.cpu.get("eax") & 0x20
+    # From here on like any other kernel with PAE: entries of 8 bytes, and the interrupt calls on the state page.
+    set_long(guest, LAST_TABLE + 8 * 0x1FD, DATA | 0x63, PT)
+    ran(guest, "mov eax, dword ptr [0xFBFFD000]")
+    assert guest.cpu.get("eax") == int.from_bytes(b"here", "little")
+    called(guest, "EnableInterrupts")
+    assert guest.personality.virtual_if
+
+
+@ALL
+def test_pae_goes_on_by_the_instruction(hypervisor: str) -> None:
+    """The same with a plain `mov cr4` in the place of the call: what set_in_cr4 is without a back end."""
+    guest = PagedGuest(hypervisor)
+    guest.memory.write(DIRECTORY, struct.pack("<8I", *(TABLES | 7 for _ in range(8))))
+    assert guest.init() == 0
+    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+    paging_init(guest)
+    ran(guest, "mov eax, cr4; or eax, 0x20; mov cr4, eax; mov ecx, 7")
+    assert guest.cpu.get("ecx") == 7
+    saved = guest.machine.snapshot()
+    set_long(guest, LAST_TABLE + 8 * 0x1FD, DATA | 0x63, PT)
+    guest.machine.restore(saved)
+    ran(guest, "mov eax, dword ptr [0xFBFFE000]")
+
+
+@ALL
+def test_an_entry_of_eight_bytes_before_pae(hypervisor: str) -> None:
+    """pagetable_init writes the tables to come, high halves too (the NX bit), while the processor still has
+    entries of four bytes (2.6.24, arch/x86/mm/init_32.c)."""
+    guest = started(hypervisor)
+    guest.memory.write(DATA, b"\xff" * 16)
+    set_long(guest, DATA, 0x8000_0000_0020_01E3, PD)
+    assert guest.memory.read(DATA, 16) == struct.pack("<Q", 0x8000_0000_0020_01E3) + b"\xff" * 8
