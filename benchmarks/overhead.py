@@ -8,7 +8,9 @@ privileged instruction traps.  Counted are instructions that the guest executes;
 beside them.  A ``!`` marks native code that does something else at CPL 1 without a trap (the guest's registers,
 flags, memory or virtual IF are then wrong), which is why the whole run of that form does not come to its end.
 ``-``: the mainline form has no site for it that is patched natively, so the call goes through its slot.
-The plain native kernel is the guest's v2 form, whose annotations cost nothing there; the others are its mainline form.
+The ops are the mainline form's.  Whole runs are of two kernels: the v2 form, whose annotations stand round the native
+code and cost nothing where there is no ROM, so that it is also the plain kernel; and the mainline form, whose calls
+that no patch covers go through a function pointer everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,7 @@ from vmipatch.validate.trial import Result, Trial
 from vmipatch.validate.validation import Request, open_all, stand_for
 
 STATES = 6
+HYPERVISORS = [name for name in names() if name != "native"]
 MOMENT = 2_000_000
 """Instructions of the native run after which the kernel is put under the hypervisor without VMI."""
 ENTRY = 8
@@ -160,21 +162,30 @@ def without_patches(kernel: bytes, image: Any) -> bytes:
     return bytes(data)
 
 
-def whole_runs(setup: Setup, plain: Setup, stubs: dict[str, int], image: Any) -> tuple[list[Whole], Counter[str]]:
-    """The five forms of a whole run, and the calls that the ROM's made."""
+def whole_runs(
+    setup: Setup, plain: Setup, native: Setup, stubs: dict[str, int], image: Any
+) -> tuple[list[Whole], Counter[str]]:
+    """Whole runs of both kernels in their forms, and the calls that the mainline one made of the ROM."""
     bare = boots.native(plain)
     patched = boots.native(setup)
     indirect = boots.native(replace(setup, kernel=without_patches(setup.kernel, image)))
     rom = boots.on_rom(setup, "self", {})
     counted = boots.on_rom(setup, "self", stubs)
     runs = [
-        Whole("plain native kernel", bare.instructions, 0, _end(bare)),
-        Whole("native-patched", patched.instructions, 0, _end(patched)),
-        Whole("unpatched indirect calls", indirect.instructions, 0, _end(indirect)),
-        Whole("ROM calls", rom.instructions, _sum(rom.hypercalls, rom.traps), _end(rom)),
+        Whole("v2: plain native kernel", bare.instructions, 0, _end(bare)),
+        _with_rom("v2: calls of the native ROM", native),
+        _with_rom("v2: ROM calls", plain),
+        Whole("mainline: native-patched", patched.instructions, 0, _end(patched)),
+        Whole("mainline: indirect calls", indirect.instructions, 0, _end(indirect)),
+        Whole("mainline: ROM calls", rom.instructions, _sum(rom.hypercalls, rom.traps), _end(rom)),
         _without_vmi(plain),
     ]
     return runs, counted.calls
+
+
+def _with_rom(form: str, setup: Setup) -> Whole:
+    boot = boots.on_rom(setup, "self", {})
+    return Whole(form, boot.instructions, _sum(boot.hypercalls, boot.traps), _end(boot))
 
 
 def _sum(*counters: Counter[str]) -> int:
@@ -200,7 +211,7 @@ def _without_vmi(setup: Setup) -> Whole:
         machine.run(limit=at)
     option_rom.place(machine, setup.rom, setup.rom_base)
     personality: Any = machine.personality
-    form = "trap and emulate, without VMI"
+    form = "v2: trap and emulate, no VMI"
     if personality.start(0xC0000000 + setup.rom_base) != OK:
         return Whole(form, machine.cpu.instructions, 0, "the init call fails")
     outcome = machine.run(setup.limit, setup.until)
@@ -256,33 +267,43 @@ def measure(hypervisor: str) -> tuple[list[Op], list[Whole], Counter[str]]:
     with tempfile.TemporaryDirectory(prefix="vmipatch-") as folder:
         rom = Path(folder) / "rom"
         rom.write_bytes(build(hypervisor, "vmi-3.0").data)
+        native_rom = Path(folder) / "native"
+        native_rom.write_bytes(build("native", "vmi-3.0").data)
         prepared = open_all(Request(guest("mainline"), rom, memory_mib=16, moments=2))
         plain = open_all(Request(guest("v2"), rom, memory_mib=16))
+        native = open_all(Request(guest("v2"), native_rom, memory_mib=16))
     stand, subjects = stand_for(prepared)
     ops = measure_ops(stand, subjects, prepared.image)
-    runs, calls = whole_runs(prepared.setup, plain.setup, prepared.stubs, prepared.image)
+    runs, calls = whole_runs(prepared.setup, plain.setup, native.setup, prepared.stubs, prepared.image)
     return ops, runs, calls
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="guest instructions of each op, in five forms")
-    parser.add_argument("--hypervisor", action="append", choices=[n for n in names() if n != "native"])
+    parser.add_argument("--hypervisor", action="append", choices=HYPERVISORS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    chosen = options.hypervisor or HYPERVISORS
+    if not options.json:
+        print_tables(chosen)
+        return
     document = {}
-    for hypervisor in options.hypervisor or [n for n in names() if n != "native"]:
+    for hypervisor in chosen:
         ops, runs, calls = measure(hypervisor)
-        if options.json:
-            document[hypervisor] = {
-                "ops": [vars(op) for op in ops],
-                "runs": [vars(run) for run in runs],
-                "calls": dict(calls),
-            }
-        else:
-            sys.stdout.write(table(hypervisor, ops, runs, calls) + "\n\n")
-    if options.json:
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        document[hypervisor] = {
+            "ops": [vars(op) for op in ops],
+            "runs": [vars(run) for run in runs],
+            "calls": dict(calls),
+        }
+    print(json.dumps(document, indent=1))
+
+
+def print_tables(hypervisors: Iterable[str]) -> None:
+    """Measure and print, one hypervisor after the other."""
+    for hypervisor in hypervisors:
+        print(table(hypervisor, *measure(hypervisor)), flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ tests have fetched are used.  Each row is a whole process, started and reaped
 here: median wall time and peak memory of N runs, the bar of the design, and the
 ratio to the floor named in the row (a plain read of the same file by a fresh
 Python, or a bare typer program with as many commands).  The emulator's rows (emu.py)
-have tables of their own, beside Unicorn, Bochs and QEMU where they are there.
+have tables of their own, beside Unicorn, Bochs and QEMU where they are there; overhead.py's count
+guest instructions, which no other load on the machine changes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import emu
 import emulators
+import overhead
 
 PYTHON = sys.executable
 
@@ -148,10 +150,10 @@ def main() -> None:
     parser.add_argument("images", nargs="*", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--only", default="", help="only rows whose group is named so: start, rom, image, explain, build, emu"
+        "--only", default="", help="only rows whose group is named so: start, rom, image, explain, build, emu, overhead"
     )
     given = parser.parse_args()
-    if given.only != "emu":
+    if given.only not in ("emu", "overhead"):
         print(f"{'whole process':<44} {'median':>11} {'peak':>10}  {'bar':<22} {'ratio':>7} to")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -186,6 +188,9 @@ def main() -> None:
             benchmark_build(folder)
         if given.only in ("", "emu"):
             emu.table(given.runs, folder)
+        if given.only in ("", "overhead"):
+            print()
+            overhead.print_tables(overhead.HYPERVISORS)
 
 
 if __name__ == "__main__":
