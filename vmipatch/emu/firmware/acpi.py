@@ -1,15 +1,17 @@
-"""The ACPI tables of the host-side BIOS: enough for a kernel to find PCI, the PM timer and soft-off.
+"""The ACPI tables of the host-side BIOS: enough for a kernel to find PCI, APICs, the PM timer and soft-off.
 
-May import ``memory_map``.  Facts: ACPI specification 2.0, chapters 5.2 (RSDP,
-RSDT, FADT revision 1, FACS), 6.4 (resource descriptors) and 17 (AML encoding).
-There is no MADT: one processor, and the 8259s.
+May import ``memory_map``, ``mptable`` and the machine's APICs' addresses.  Facts: ACPI specification 2.0, chapters
+5.2 (RSDP, RSDT, FADT revision 1, FACS; 5.2.10.4: MADT), 6.4 (resource descriptors) and 17 (AML encoding).
+The MADT says what the MP table says: a kernel with ACPI believes no MP table where there is no MADT.
 """
 
 from __future__ import annotations
 
 import struct
 
+from vmipatch.emu.firmware import mptable
 from vmipatch.emu.firmware.memory_map import BIOS, EBDA
+from vmipatch.emu.machine import apic, ioapic
 
 TABLES = 0x4000  # offset in the BIOS ROM
 FACS = EBDA + 0x40  # the one table that an operating system writes
@@ -77,6 +79,17 @@ def _fadt(dsdt: int) -> bytes:
     return _table(b"FACP", 1, body)
 
 
+def _madt() -> bytes:
+    """One processor, one I/O APIC with interrupts from 0 on, the two that are not wired as ISA has them, NMI."""
+    body = struct.pack("<II", apic.BASE, 1)  # the 8259s are there too
+    body += struct.pack("<BBBBI", 0, 8, 0, mptable.PROCESSOR_APIC, mptable.ENABLED)
+    body += struct.pack("<BBBBII", 1, 12, mptable.IO_APIC_ID, 0, ioapic.BASE, 0)
+    for irq, flags in ((0, mptable.CONFORMING), (SCI, mptable.LEVEL_HIGH)):
+        body += struct.pack("<BBBBIH", 2, 10, 0, irq, mptable.input_of(irq), flags)
+    body += struct.pack("<BBBHB", 4, 6, 0xFF, mptable.CONFORMING, 1)  # every processor's LINT1
+    return _table(b"APIC", 1, body)
+
+
 def tables() -> bytes:
     """RSDP and tables for offset :data:`TABLES` of the BIOS ROM."""
     base = BIOS + TABLES
@@ -87,8 +100,11 @@ def tables() -> bytes:
     fadt_at = base + len(out)
     out += _fadt(dsdt_at)
     out += bytes(-len(out) % 16)
+    madt_at = base + len(out)
+    out += _madt()
+    out += bytes(-len(out) % 16)
     rsdt_at = base + len(out)
-    out += _table(b"RSDT", 1, struct.pack("<I", fadt_at))
+    out += _table(b"RSDT", 1, struct.pack("<II", fadt_at, madt_at))
     rsdp = bytearray(struct.pack("<8sB6sBI", b"RSD PTR ", 0, b"VMIPAT", 0, rsdt_at))
     rsdp[8] = -sum(rsdp) & 0xFF
     out[: len(rsdp)] = rsdp

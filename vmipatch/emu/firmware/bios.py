@@ -15,8 +15,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from vmipatch.emu.firmware import acpi
+from vmipatch.emu.firmware import acpi, mptable
 from vmipatch.emu.firmware.memory_map import BASE_MEMORY_END, BIOS, EBDA
+from vmipatch.emu.machine import apic
 
 if TYPE_CHECKING:
     from vmipatch.emu.machine.machine import Machine
@@ -26,6 +27,8 @@ SEGMENT = 0xF000
 STUBS = 0x1000  # service n at STUBS + 4 * n
 RETURN_STUB = 0x1800  # a far call's return address
 IRQ0_HANDLER, IRQ_LOW_HANDLER, IRQ_HIGH_HANDLER, IRET_HANDLER = 0x2000, 0x2040, 0x2060, 0x2080
+# Virtual wire mode (MPS 1.4, 3.6.2.2): the APIC on, LINT0 as the 8259s' line, LINT1 as NMI.
+VIRTUAL_WIRE = ((0xF0, 0x10F), (0x350, 0x700), (0x360, 0x400))
 SERVICES = (0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x19, 0x1A)
 
 # push ds; push eax; xor ax,ax; mov ds,ax; inc dword [046C]; int 1C; mov al,20; out 20,al; pop eax; pop ds; iret
@@ -34,8 +37,8 @@ _IRQ_LOW = bytes.fromhex("50b020e62058cf")  # push ax; mov al,20; out 20,al; pop
 _IRQ_HIGH = bytes.fromhex("50b020e6a0e62058cf")
 
 
-def rom_image() -> bytes:
-    """The 64 KiB at F0000."""
+def rom_image(signature: int = 0, features: int = 0) -> bytes:
+    """The 64 KiB at F0000, for a processor whose CPUID leaf 1 says so in EAX and EDX."""
     rom = bytearray(b"\xf4" * 0x10000)  # HLT wherever nothing of ours stands
     for number in range(256):
         at = STUBS + 4 * number
@@ -48,8 +51,8 @@ def rom_image() -> bytes:
         (IRET_HANDLER, b"\xcf"),
     ):
         rom[at : at + len(code)] = code
-    tables = acpi.tables()
-    rom[acpi.TABLES : acpi.TABLES + len(tables)] = tables
+    for at, tables in ((acpi.TABLES, acpi.tables()), (mptable.TABLES, mptable.tables(signature, features))):
+        rom[at : at + len(tables)] = tables
     rom[0xFFF0:0xFFF5] = b"\xea" + struct.pack("<HH", STUBS + 4 * 0x19, SEGMENT)
     rom[0xFFF5:0xFFFD] = b"01/01/20"
     rom[0xFFFE] = 0xFC
@@ -71,7 +74,8 @@ def install(machine: Machine) -> None:
     """Put the ROM, vectors and data area in place and set the chips up."""
     board, memory = machine.board, machine.memory
     backing = memory.allocate(0x10000)
-    memory.write_backing(backing, rom_image())
+    leaves: dict[int, tuple[int, ...]] = machine.cpu.leaves  # type: ignore[assignment]
+    memory.write_backing(backing, rom_image(leaves[1][0], leaves[1][3]))
     board.host_bridge.place_rom(BIOS, 0x10000, backing)
     memory.write(0, vectors())
     memory.write(0x400, _data_area())
@@ -114,4 +118,6 @@ def _chips(machine: Machine) -> None:
     out(0x64, 1, 0x60)
     out(0x60, 1, 0x61)  # keyboard interrupts on when somebody enables them, system flag, translation
     machine.board.power.enable_at(acpi.PM_BASE)
-    machine.bus.port_accesses = 0
+    for register, value in VIRTUAL_WIRE:
+        machine.bus.memory_write(apic.BASE + register, 4, value)
+    machine.bus.port_accesses = machine.bus.mmio_accesses = 0
