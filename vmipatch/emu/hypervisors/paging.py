@@ -98,8 +98,6 @@ class Paging:
         for root in list(self._roots):
             self._forget(root)
         self._take_form(pae)
-        for frame in self._pinned:
-            self._check_table(frame)
         self.switch(key)
 
     def _would_map(self, cr3: int, pae: bool, linear: int) -> bool:
@@ -265,8 +263,9 @@ class Paging:
 
     def _hold_table(self, frame: int) -> None:
         self._require_ram(frame, "directory entry")
-        if frame not in self._tables:
+        if not self._tables.get(frame):
             self._check_table(frame)
+        if frame not in self._tables:
             self._tables[frame] = 0
             self._hook(frame, True)
         self._tables[frame] += 1
@@ -298,9 +297,12 @@ class Paging:
     # --- what the guest says ------------------------------------------------------------
 
     def allocate(self, frame: int, is_table: bool) -> None:
-        """AllocatePage or a pin: from now on the page is a page table (or a directory) and is guarded."""
+        """AllocatePage or a pin: from now on the page is a page table (or a directory) and is guarded.
+
+        What is in it counts when a directory names it: Linux allocates first and fills the page then (2.6.21 to
+        2.6.24, mm/pageattr.c, split_large_page).
+        """
         self._require_ram(frame, "AllocatePage")
-        self._check_table(frame)
         if is_table and frame not in self._pinned:
             self._pinned.add(frame)
             if frame not in self._tables:
@@ -335,7 +337,9 @@ class Paging:
         self._cpu.flush_page(linear)
 
     def flush(self) -> None:
-        """Forget every translation."""
+        """Forget every translation; with PAE the four pointers are read anew, as by the load of CR3 that this is."""
+        if self.pae:
+            self.switch(self.current)
         self._cpu.flush()
 
     # --- writes -------------------------------------------------------------------------
@@ -399,7 +403,7 @@ class Paging:
             return
         try:
             if frame in self._tables:
-                self._judge(frame, after, backing)
+                self._judge(backing, before, after)
             for top in (False, True):
                 directory = self._directories.get((frame, top))
                 if directory is not None:
@@ -417,13 +421,17 @@ class Paging:
         if frame in self._watched and self.on_watched is not None:
             self.on_watched(frame)
 
-    def _judge(self, frame: int, after: bytes, backing: int) -> None:
+    def _judge(self, backing: int, before: bytes, after: bytes) -> None:
+        """Look at the entries of a page table that a write has changed, at a backing offset."""
+        if len(after) == PAGE:
+            shape = "<512Q" if self.pae else "<1024I"
+            for old, new in zip(struct.unpack(shape, before), struct.unpack(shape, after), strict=True):
+                if new != old:
+                    self._check_word(new)
+            return
         size = self._size
-        if len(after) <= 64 and backing % size + len(after) <= size:
-            first = backing - backing % size
-            self._check_word(int.from_bytes(self._memory.read_backing(first, size), "little"))
-        else:
-            self._check_table(frame)
+        for at in range(backing - backing % size, backing + len(after), size):
+            self._check_word(int.from_bytes(self._memory.read_backing(at, size), "little"))
 
     def _check_word(self, entry: int) -> None:
         if entry & PRESENT:

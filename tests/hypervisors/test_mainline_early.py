@@ -1,0 +1,343 @@
+"""What Linux 2.6.21 to 2.6.24 with CONFIG_VMI does behind VMI_Init, one test a demand; each names the kernel's file
+and function. On every deprivileging hypervisor, with two-level tables and with PAE where the two differ.
+
+These kernels live in arch/i386 up to 2.6.23, and in arch/x86 with names that end in _32 from 2.6.24 on.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from pagedguest import (
+    BASE,
+    DATA,
+    DEPRIVILEGED,
+    DIRECTORY,
+    GDT,
+    HANDLERS,
+    IDT,
+    PDPT,
+    STACK_TOP,
+    TASK,
+    TSS,
+    USER_AT,
+    USER_CODE,
+    USER_CS,
+    USER_DS,
+    USER_STACK_AT,
+    PagedGuest,
+    code,
+    segment,
+)
+
+ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
+BOTH = pytest.mark.parametrize("pae", [False, True], ids=["two-level", "pae"])
+PT, PD, PDP = 1, 2, 4
+FREE = 0x300000  # physical pages that nothing uses
+HOST = 0xF8000000  # a frame of the hypervisor's
+FIXMAP = 0xFBFFE000  # below virtual_top
+LARGE_AT = 0xC0800000  # a large page of the direct map, above what pagedguest maps
+GP, PF = 13, 14
+
+
+def started(hypervisor: str, *, pae: bool = False, interrupts: bool = False) -> PagedGuest:
+    guest = PagedGuest(hypervisor, pae=pae)
+    guest.cpu.set("eflags", 0x202 if interrupts else 2)
+    assert guest.init() == 0
+    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x1000)
+    return guest
+
+
+def called(guest: PagedGuest, name: str, *stack: int, **registers: int) -> None:
+    outcome = guest.call(name, *stack, **registers)
+    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
+
+
+def ran(guest: PagedGuest, text: str | bytes, limit: int = 2000, **registers: int) -> None:
+    outcome = guest.run(text, limit=limit, **registers)
+    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
+
+
+def set_entry(guest: PagedGuest, physical: int, value: int, flags: int = PT) -> None:
+    """vmi_set_pte, vmi_set_pmd, vmi_set_pud: SetPxE or SetPxELong with the level in the flags."""
+    if guest.pae:
+        called(guest, "SetPxELong", flags, eax=value & 0xFFFFFFFF, edx=value >> 32, ecx=BASE + physical)
+    else:
+        called(guest, "SetPxE", eax=value, edx=BASE + physical, ecx=flags)
+
+
+def slot(guest: PagedGuest, linear: int) -> int:
+    """The physical address of the directory entry of a kernel address."""
+    if guest.pae:
+        return DIRECTORY + (linear >> 30) * 4096 + (linear >> 21 & 0x1FF) * 8
+    return DIRECTORY + (linear >> 22) * 4
+
+
+def load(guest: PagedGuest, linear: int) -> int:
+    ran(guest, f"mov eax, dword ptr [{linear:#x}]", limit=200)
+    return guest.cpu.get("eax")
+
+
+def fixmap(guest: PagedGuest, table: int = FREE + 0x10000) -> int:
+    """A page table for the fixmap; returns the physical address of the entry of FIXMAP."""
+    size = 8 if guest.pae else 4
+    guest.memory.write(table, bytes(4096))
+    called(guest, "AllocatePage", 0, 0, eax=table >> 12, edx=PT, ecx=0)
+    set_entry(guest, slot(guest, FIXMAP), table | 0x67, PD)
+    return table + (FIXMAP >> 12) % (4096 // size) * size
+
+
+# --- page tables ------------------------------------------------------------------------
+
+
+@ALL
+@BOTH
+def test_a_page_becomes_a_table_before_it_is_filled(hypervisor: str, pae: bool) -> None:
+    """2.6.21 to 2.6.24, mm/pageattr.c, split_large_page and set_pmd_pte (mark_rodata_ro at the end of a boot): a
+    page of whatever was in it goes through AllocatePage, then its entries are set one by one, then it replaces a
+    large page with the flags of a page table's entry."""
+    guest = started(hypervisor, pae=pae)
+    size = 8 if pae else 4
+    reach = 0x200000 if pae else 0x400000
+    set_entry(guest, slot(guest, LARGE_AT), 0x800000 | 0x1E3, PD)
+    guest.memory.write(0x801000, b"here")
+    assert load(guest, LARGE_AT + 0x1000) == int.from_bytes(b"here", "little")
+    guest.memory.write(FREE, struct.pack("<I", HOST | 0x3003) * 1024)
+    called(guest, "AllocatePage", 0, 0, eax=FREE >> 12, edx=PT, ecx=0)
+    for n in range(reach >> 12):
+        protection = 0x161 if n == 1 else 0x163
+        set_entry(guest, FREE + n * size, 0x800000 + (n << 12) | protection)
+    if pae:  # set_pte_atomic: set_64bit, and then UpdatePxELong
+        at = BASE + slot(guest, LARGE_AT)
+        ran(
+            guest,
+            f"mov eax, dword ptr [edi]; mov edx, dword ptr [edi + 4]; mov ebx, {FREE | 0x163}; xor ecx, ecx; "
+            "again: lock cmpxchg8b qword ptr [edi]; jne again",
+            edi=at,
+        )
+        called(guest, "UpdatePxELong", eax=at, edx=PT)
+    else:
+        set_entry(guest, slot(guest, LARGE_AT), FREE | 0x163, PT)
+    called(guest, "FlushTLB", eax=3)
+    assert load(guest, LARGE_AT + 0x1000) == int.from_bytes(b"here", "little")
+    guest.memory.write(HANDLERS + 16 * PF, b"\xeb\xfe")
+    guest.run(f"mov dword ptr [{LARGE_AT + 0x1000:#x}], 0", limit=100)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * PF, "the page is read-only now"
+    assert guest.memory.read(0x801000, 4) == b"here"
+    # revert_page, after ReleasePage: a large page again.
+    called(guest, "ReleasePage", eax=FREE >> 12, edx=PT)
+    if pae:
+        ran(guest, f"mov dword ptr [{BASE + slot(guest, LARGE_AT):#x}], {0x800000 | 0x1E3}")
+    else:
+        set_entry(guest, slot(guest, LARGE_AT), 0x800000 | 0x1E3, PT)
+    called(guest, "FlushTLB", eax=3)
+    ran(guest, f"mov dword ptr [{LARGE_AT + 0x1000:#x}], 5")
+    assert guest.word(0x801000) == 5
+
+
+@ALL
+def test_what_a_page_had_in_it_never_maps(hypervisor: str) -> None:
+    """The other side of it: an entry that was in the page before AllocatePage is judged when the page is used."""
+    guest = started(hypervisor)
+    guest.memory.write(FREE, struct.pack("<I", HOST | 3) * 1024)
+    called(guest, "AllocatePage", 0, 0, eax=FREE >> 12, edx=PT, ecx=0)
+    assert guest.call("SetPxE", eax=FREE | 3, edx=BASE + slot(guest, 0xD0000000), ecx=PD).reason == "violation"
+    assert guest.personality.violation is not None
+    assert guest.personality.violation.rule == "forged-page-table"
+
+
+@ALL
+def test_a_flush_reads_the_pointers_again(hypervisor: str) -> None:
+    """2.6.21, mm/init.c, zap_low_mappings of an SMP kernel with PAE: entries of the live page directory pointer
+    table, then flush_tlb_all, which is a load of CR3 on the bare machine (asm-i386/tlbflush.h, __native_flush_tlb)
+    and so loads the four pointers (SDM 3A, "PDPTE registers")."""
+    guest = started(hypervisor, pae=True)
+    zero = FREE
+    guest.memory.write(zero, bytes(4096))
+    guest.memory.write(USER_CODE, b"here")
+    assert load(guest, USER_AT) == int.from_bytes(b"here", "little")
+    for n in range(3):
+        set_entry(guest, PDPT + 8 * n, zero | 1, PDP)
+    called(guest, "FlushTLB", eax=3)
+    guest.memory.write(HANDLERS + 16 * PF, b"\xeb\xfe")
+    guest.run(f"mov eax, dword ptr [{USER_AT:#x}]", limit=100)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * PF
+
+
+@ALL
+@BOTH
+def test_the_write_protect_bit_works(hypervisor: str, pae: bool) -> None:
+    """2.6.21 to 2.6.24, mm/init.c, test_wp_bit: the page directory, read-only in the fixmap; a write there must
+    fault, at ring 1 as at ring 0, with CR0.WP as head.S has set it."""
+    guest = started(hypervisor, pae=pae)
+    called(guest, "SetCR0", eax=0x80050033)
+    set_entry(guest, fixmap(guest), DIRECTORY | 0x21)
+    called(guest, "InvalPage", eax=FIXMAP)
+    guest.memory.write(HANDLERS + 16 * PF, b"\xeb\xfe")
+    guest.run(f"mov al, byte ptr [{FIXMAP:#x}]; mov byte ptr [{FIXMAP:#x}], al", limit=200)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * PF
+    error = guest.cpu.read_linear(guest.cpu.get("esp"), 4)
+    assert error == b"\3\0\0\0", "a write by the supervisor to a page that is there"
+    called(guest, "GetCR2")
+    assert guest.cpu.get("eax") == FIXMAP
+
+
+@ALL
+@BOTH
+def test_tables_up_to_the_very_top(hypervisor: str, pae: bool) -> None:
+    """2.6.21, mm/init.c, pagetable_init: page_table_range_init(fixmap, 0, pgd) gives every directory entry up to
+    4 GiB a page table, the hypervisor's region included; the state page and the hole are where they were."""
+    guest = started(hypervisor, pae=pae)
+    step = 0x200000 if pae else 0x400000
+    for n, linear in enumerate(range(FIXMAP & -step, 0x1_0000_0000, step)):
+        table = FREE + n * 4096
+        called(guest, "AllocatePage", 0, 0, eax=table >> 12, edx=PT, ecx=0)
+        set_entry(guest, slot(guest, linear), table | 0x67, PD)
+    size = 8 if pae else 4
+    set_entry(guest, FREE + (FIXMAP >> 12) % (4096 // size) * size, DATA | 0x63)
+    guest.memory.write(DATA, b"here")
+    assert load(guest, FIXMAP) == int.from_bytes(b"here", "little")
+    called(guest, "GetCR0")
+    assert guest.cpu.get("eax") == 0x80010011
+    called(guest, "FlushTLB", eax=3)
+    called(guest, "SetCR3", eax=guest.cr3)
+    assert load(guest, FIXMAP) == int.from_bytes(b"here", "little")
+
+
+# --- descriptors and tasks --------------------------------------------------------------
+
+
+@ALL
+def test_a_task_gate_for_double_faults(hypervisor: str) -> None:
+    """2.6.21 to 2.6.24, traps.c, set_task_gate(8, 31), by WriteIDTEntry and then by load_idt in cpu_init; the TSS
+    behind it by WriteGDTEntry (cpu/common.c, cpu_init). No harm, and the other gates stand."""
+    guest = started(hypervisor)
+    called(guest, "WriteIDTEntry", 0x8500, eax=BASE + IDT, edx=8, ecx=0xF8 << 16)
+    low, high = struct.unpack("<II", segment(0x89, base=BASE + TSS, limit=0x67, flags=0))
+    called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=31, ecx=low)
+    guest.memory.write(DATA, struct.pack("<HI", 0x7FF, BASE + IDT))
+    called(guest, "SetIDT", eax=BASE + DATA)
+    assert guest.memory.read(IDT + 64, 8) == struct.pack("<II", 0xF8 << 16, 0x8500)
+    guest.memory.write(HANDLERS + 16 * 6, b"\xeb\xfe")
+    guest.run(b"\x0f\x0b", limit=100)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * 6
+
+
+@ALL
+def test_no_ldt_is_a_descriptor_all_the_same(hypervisor: str) -> None:
+    """2.6.21, vmi.c, vmi_set_ldt with no entries (load_LDT of init_mm in cpu_init): a descriptor with limit
+    0xFFFFF at NULL, and SetLDT(0)."""
+    guest = started(hypervisor)
+    called(guest, "WriteGDTEntry", 0x000F8200, eax=BASE + GDT, edx=17, ecx=0x0000FFFF)
+    called(guest, "SetLDT", eax=0)
+    assert guest.memory.read(GDT + 8 * 17, 8) == struct.pack("<II", 0xFFFF, 0xF8200)
+    guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    guest.run("mov ecx, 0x0f; mov gs, ecx", limit=100)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * GP, "there is no LDT"
+
+
+def to_user(guest: PagedGuest, text: str | bytes, flags: int = 0x202, limit: int = 500) -> None:
+    guest.memory.write(USER_CODE, text if isinstance(text, bytes) else code(text))
+    frame = f"push {USER_DS}; push {USER_STACK_AT}; push {flags}; push {USER_CS}; push {USER_AT}; "
+    guest.run(frame + f"mov eax, {guest.stub('IRET')}; jmp eax", limit=limit)
+
+
+@ALL
+def test_a_port_bitmap_that_comes_late(hypervisor: str) -> None:
+    """2.6.21, traps.c, do_general_protection, and process.c, __switch_to: the bitmap's offset is 0x9000, past the
+    TSS, until a port faults; the handler then copies the bitmap, sets the offset to 104 and returns to the same
+    instruction."""
+    guest = PagedGuest(hypervisor)
+    guest.cpu.set_segment("tr", 0, 0, 0, 0x8B)  # cpu_init comes long after VMI_Init
+    assert guest.init() == 0
+    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x1000)
+    task = FREE  # the TSS with its bitmap is three pages
+    guest.memory.write(task, guest.memory.read(TSS, 102) + struct.pack("<H", 0x9000) + b"\xff" * 0x2001)
+    low, high = struct.unpack("<II", segment(0x89, base=BASE + task, limit=0x2068, flags=0))
+    called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=TASK // 8, ecx=low)
+    called(guest, "SetTR", eax=TASK)
+    called(guest, "UpdateKernelStack", eax=0x68, edx=BASE + STACK_TOP)
+    handler = code(
+        f".byte 0x1e; mov esi, ss; mov ds, esi; inc dword ptr [{BASE + DATA:#x}]; "
+        f"mov word ptr [{BASE + task + 102:#x}], 104; mov byte ptr [{BASE + task + 104 + (0x80 >> 3):#x}], 0xfe; "
+        f".byte 0x1f; add esp, 4; mov ecx, {guest.stub('IRET')}; jmp ecx"
+    )
+    guest.memory.write(DATA + 0x100, handler)
+    guest.memory.write(HANDLERS + 16 * GP, b"\xe9" + struct.pack("<i", DATA + 0x100 - HANDLERS - 16 * GP - 5))
+    guest.memory.write(DATA, bytes(4))
+    # The next port stays barred: for it the handler has nothing to give, and the fault comes again and again.
+    to_user(guest, "mov al, 7; out 0x80, al; mov edi, 1; out 0x81, al; mov edi, 2; jmp .")
+    assert guest.cpu.get("edi") == 1
+    assert guest.word(DATA) > 5
+    assert guest.personality.violation is None
+
+
+# --- time -------------------------------------------------------------------------------
+
+ONESHOT, PERIODIC, LVTT = 0, 0x100, 0x10000
+LVT_TIMER, SPURIOUS, EOI = 0x320, 0xF0, 0xB0
+
+
+def counting(guest: PagedGuest, vector: int, done: str) -> None:
+    """A handler that counts in DATA, acknowledges and returns by the ROM's IRET."""
+    text = (
+        f"push eax; push edx; inc dword ptr ss:[{BASE + DATA:#x}]; {done}; pop edx; pop eax; "
+        f"push {guest.stub('IRET')}; ret"
+    )
+    at = DATA + 0x200
+    guest.memory.write(at, code(text))
+    guest.memory.write(HANDLERS + 16 * vector, b"\xe9" + struct.pack("<i", at - HANDLERS - 16 * vector - 5))
+    guest.memory.write(DATA, bytes(4))
+
+
+@ALL
+@pytest.mark.parametrize("vector", [0x20, 0x31])
+def test_the_clock_moves_from_irq_0_to_the_apic(hypervisor: str, vector: int) -> None:
+    """2.6.22, vmiclock.c: vmi_time_init stops the PIT with mode 5 and sets a periodic alarm on IRQ 0 whose expiry is
+    "now" (vmi_timer_set_mode); vmi_time_bsp_init cancels it, writes LVTT with vmi_get_timer_vector, by APICWrite with
+    the register's offset, and sets the same alarm wired to LVTT, where EOI alone ends an interrupt."""
+    guest = started(hypervisor)
+    bus = guest.machine.bus
+    for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xFE), (0xA1, 0xFF)):
+        bus.port_write(port, 1, value)
+    ran(guest, "mov al, 0x3a; out 0x43, al")
+    counting(guest, 0x20, "mov al, 0x60; out 0x20, al")
+    period = 20_000
+
+    def alarm(flags: int) -> None:
+        called(guest, "GetCycleCounter", eax=0)
+        low, high = guest.cpu.get("eax"), guest.cpu.get("edx")
+        called(guest, "SetAlarm", period, 0, eax=flags, edx=low, ecx=high)
+
+    def wait(count: int) -> int:
+        before = guest.word(DATA)
+        text = f"again: push {guest.stub('Halt')}; pop eax; call eax; dec edi; jne again"
+        ran(guest, text, limit=10_000, edi=count)
+        called(guest, "DisableInterrupts")
+        return guest.word(DATA) - before
+
+    alarm(PERIODIC)
+    assert wait(5) == 5
+    called(guest, "CancelAlarm", eax=PERIODIC)
+    assert guest.cpu.get("eax") == 1
+    called(guest, "APICWrite", eax=SPURIOUS, edx=0x1FF)
+    called(guest, "APICWrite", eax=LVT_TIMER, edx=vector)
+    called(guest, "APICRead", eax=LVT_TIMER)
+    assert guest.cpu.get("eax") == vector
+    counting(
+        guest,
+        vector,
+        f"xor edx, edx; mov eax, {EOI}; push ecx; push {guest.stub('APICWrite')}; pop ecx; call ecx; pop ecx",
+    )
+    ran(guest, "mov al, 0xff; out 0x21, al")
+    alarm(PERIODIC | LVTT)
+    assert wait(5) == 5
+    called(guest, "CancelAlarm", eax=PERIODIC | LVTT)
+    # One-shot, as NO_HZ sets it: vmi_timer_next_event.
+    called(guest, "GetCycleCounter", eax=0)
+    expiry = (guest.cpu.get("edx") << 32 | guest.cpu.get("eax")) + 1
+    called(guest, "SetAlarm", 0, 0, eax=ONESHOT | LVTT, edx=expiry & 0xFFFFFFFF, ecx=expiry >> 32)
+    assert wait(1) == 1
+    called(guest, "CancelAlarm", eax=ONESHOT | LVTT)
+    assert guest.cpu.get("eax") == 0
