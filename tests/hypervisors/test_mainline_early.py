@@ -341,3 +341,54 @@ def test_the_clock_moves_from_irq_0_to_the_apic(hypervisor: str, vector: int) ->
     assert wait(1) == 1
     called(guest, "CancelAlarm", eax=ONESHOT | LVTT)
     assert guest.cpu.get("eax") == 0
+
+
+# --- returns that fault -----------------------------------------------------------------
+
+NOT_PRESENT, STACK_NOT_PRESENT = 0x3B, 0x4B
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("cs", "ss", "vector", "error"),
+    [
+        (0x33, USER_DS, GP, 0x30),  # an empty descriptor: its type is wrong before it is not present
+        (NOT_PRESENT, USER_DS, 11, 0x38),
+        (USER_CS, STACK_NOT_PRESENT, 12, 0x48),
+        (USER_CS, 3, GP, 0),
+    ],
+    ids=["no code", "code not present", "stack not present", "null stack"],
+)
+def test_a_return_to_segments_that_are_gone(hypervisor: str, cs: int, ss: int, vector: int, error: int) -> None:
+    """2.6.21 to 2.6.24, entry.S: a bad frame (a signal handler's, or an LDT entry that is gone) makes INTERRUPT_RETURN
+    fault, which __ex_table turns into SIGSEGV by way of iret_exc; patched, the faulting IRET is the ROM's, and
+    fixup_exception (mm/extable.c) knows no such address: die. So it must come as a fault of the user's, for which
+    do_general_protection and do_trap (traps.c) send the same signal."""
+    guest = started(hypervisor, interrupts=True)
+    for selector, access in ((0x38, 0x7B), (0x48, 0x73)):  # not present, otherwise good
+        low, high = struct.unpack("<II", segment(access))
+        called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=selector // 8, ecx=low)
+    guest.memory.write(HANDLERS + 16 * vector, b"\xeb\xfe")
+    frame = f"push {ss}; push {USER_STACK_AT}; push 0x202; push {cs}; push {USER_AT}; "
+    top = BASE + STACK_TOP  # as in Linux, the frame ends at the kernel stack's top
+    guest.run(f"mov esp, {top}; " + frame + f"mov eax, {guest.stub('IRET')}; jmp eax", limit=100)
+    assert guest.personality.violation is None
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * vector
+    assert guest.cpu.get("esp") == top - 24
+    words = struct.unpack("<6I", guest.cpu.read_linear(top - 24, 24) or b"")
+    assert words == (error, USER_AT, cs, 0x202, USER_STACK_AT, ss)
+    assert not guest.personality.virtual_if, "the handler's gate is an interrupt gate"
+    assert guest.cpu.get("cpl") == 1
+
+
+@ALL
+def test_the_kernels_own_return_faults_where_it_is(hypervisor: str) -> None:
+    """Outside the ROM the kernel has an __ex_table entry for its IRET."""
+    guest = started(hypervisor, interrupts=True)
+    guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    frame = f"push {USER_DS}; push {USER_STACK_AT}; push 0x202; push 0x33; push {USER_AT}; "
+    guest.run(frame + "iretd", limit=100)
+    words = struct.unpack("<3I", guest.cpu.read_linear(guest.cpu.get("esp"), 12) or b"")
+    assert words[0] == 0x30
+    assert BASE + 0x40000 <= words[1] < BASE + 0x41000
+    assert words[2] & 0xFFFC == 0x60

@@ -478,7 +478,19 @@ def test_iret_delivers_what_waits() -> None:
     assert guest.memory.read(state, 2) == b"\0\1"
 
 
-@pytest.mark.parametrize("selector", [0x32, 0x6B, 0x33, 0x63, 0x1003])
+@pytest.mark.parametrize("selector", [0x6B, 0x33, 0x63, 0x1003])
+def test_a_users_frame_that_iret_faults_on(selector: int) -> None:
+    """docs/abis.md: the fault comes as from where the frame would have led."""
+    guest = started()
+    to_frame(guest, 7, USER_AT, selector, 2, USER_STACK_AT, USER_DS)
+    # Handler's number, error code, and the frame, on the kernel's stack.
+    top = struct.unpack("<7I", guest.cpu.read_linear(BASE + STACK_TOP - 28, 28) or b"")
+    assert top == (13, selector & 0xFFFC, USER_AT, selector, 2, USER_STACK_AT, USER_DS)
+    assert guest.cpu.get("esp") == BASE + STACK_TOP - 28
+    assert (guest.cpu.get("cpl"), guest.cpu.get("eax")) == (1, 7)
+
+
+@pytest.mark.parametrize("selector", [0x32])
 def test_a_frame_that_iret_faults_on(selector: int) -> None:
     guest = started()
     before = guest.cpu.get("esp")

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 OK, NO_ROM, OTHER_ROM, NOT_READY = 0, 1, 2, 3
 """What the init call returns in EAX."""
-DB, UD, STACK, GP, PF = 1, 6, 12, 13, 14
+DB, UD, NP, STACK, GP, PF = 1, 6, 11, 12, 13, 14
+IRET = 0xCF
 APIC = 0xFEE0_0000
 VIEW = (
     "cr0", "cr2", "cr3", "cr4", "dr0", "dr1", "dr2", "dr3", "dr6", "dr7", "gdtr_base", "gdtr_limit",
@@ -61,6 +62,8 @@ class Base:
         self.virtual_top = self.spec.virtual_top
         self.hole = self.virtual_top + layout.PAGE
         self.active = False
+        self.rom = (0, 0)
+        """Linear address and length of the ROM that called."""
         self.calls: Counter[str] = Counter()
         self.hypercalls: Counter[str] = Counter()
         self.traps: Counter[str] = Counter()
@@ -144,6 +147,7 @@ class Base:
         if any(field.offset + field.size > layout.PAGE for field in vmi.state):
             return OTHER_ROM
         self.abi = abis.load(vmi.block.abi)
+        self.rom = rom, len(image or b"")
         self.state = StatePage(self.host, self._state_page, vmi.state)
         self._capture()
         return OK
@@ -298,7 +302,7 @@ class Base:
             self._software(vector)
         elif vector == GP:
             if not self.emulator.general_protection(error):
-                self.fault(GP, error)
+                self._selector_fault(GP, error)
         elif vector == PF:
             self.page_fault(cpu.get("cr2"), error)
         elif vector == UD:
@@ -307,7 +311,31 @@ class Base:
         else:
             if vector == STACK and cpu.get("cpl") < 3:
                 self.emulator.check_hole()
+            self._selector_fault(vector, error)
+
+    def _selector_fault(self, vector: int, error: int) -> None:
+        """A fault as it comes, but for an IRET's own of the ROM's."""
+        frame = self._return_frame() if vector in (NP, STACK, GP) else ()
+        if frame:
+            self.interrupts.fault_of_return(vector, error, frame)
+        else:
             self.fault(vector, error)
+
+    def _return_frame(self) -> tuple[int, ...]:
+        """The frame of the IRET to ring 3 in the ROM that CS:EIP is at; nothing if it is at none."""
+        cpu = self.machine.cpu
+        start, length = self.rom
+        if (
+            cpu.get("cpl") != 1
+            or not start <= cpu.linear_eip < start + length
+            or decode.fetch(cpu)[:1] != bytes((IRET,))
+        ):
+            return ()
+        at = cpu.get("ss_base") + cpu.get("esp") & 0xFFFF_FFFF
+        if not self.guest.reaches(at, 20):
+            return ()
+        frame = struct.unpack("<5I", self.guest.read(at, 20, "IRET frame"))
+        return frame if frame[1] & 3 == 3 and not frame[2] & VM else ()
 
     def _software(self, vector: int) -> None:
         cpu = self.machine.cpu
@@ -368,6 +396,7 @@ class Base:
         """All state that is neither in memory nor in the processor."""
         return (
             self.active,
+            self.rom,
             self.abi,
             self.state,
             self._hooked,
@@ -385,8 +414,8 @@ class Base:
     def restore(self, saved: Any) -> None:
         """Bring back what :meth:`save` returned; None: never started. The counters go on."""
         saved = self._blank if saved is None else saved
-        self.active, self.abi, self.state, hooked, self.iopl, self.lazy_mode, self.violation = saved[:7]
-        self.interrupts.line, processors, paging, tables, control, alarms = saved[7:]
+        self.active, self.rom, self.abi, self.state, hooked, self.iopl, self.lazy_mode, self.violation = saved[:8]
+        self.interrupts.line, processors, paging, tables, control, alarms = saved[8:]
         self.processors = dict(processors)
         if hooked != self._hooked:
             self.set_hooks(hooked)

@@ -297,16 +297,20 @@ def iret(p: Base, f: Frame) -> None:
     else:
         stack = ()
     _go_on_with(p, f, f.at + RETURN + 12)
-    if not p.interrupts.resume(eip, cs, flags, stack):
-        p.fault(13, cs & 0xFFFC)
+    fault = p.interrupts.resume(eip, cs, flags, stack)
+    if fault and cs & 3 == 3:
+        p.interrupts.fault_of_return(*fault, (eip, cs, flags, *stack))
+    elif fault:
+        p.fault(*fault)
 
 
 @call("IRET16")
 def iret16(p: Base, f: Frame) -> None:
     eip, cs, flags, esp, ss = struct.unpack("<5H", p.guest.read(f.at + RETURN, 10, "IRET frame"))
     _go_on_with(p, f, f.at + RETURN + 6)
-    if not p.interrupts.resume(eip, cs, flags, (esp, ss)):
-        p.fault(13, cs & 0xFFFC)
+    fault = p.interrupts.resume(eip, cs, flags, (esp, ss))
+    if fault:
+        p.fault(*fault)
 
 
 @call("SysExit")
@@ -314,7 +318,7 @@ def sysexit(p: Base, f: Frame) -> None:
     user = (p.control.sysenter["sysenter_cs"] & 0xFFFC) + 16 | 3
     _go_on_with(p, f, f.at + RETURN)
     flags = p.machine.cpu.eflags & ~0x200 | (0x200 if p.virtual_if else 0)
-    if not p.interrupts.resume(f.edx, user, flags, (f.ecx, user + 8)):
+    if p.interrupts.resume(f.edx, user, flags, (f.ecx, user + 8)):
         p.fault(13)
 
 

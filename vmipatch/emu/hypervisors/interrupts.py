@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SOFT, HARD, EXCEPTION = 1, 2, 3
 IF, IOPL, NT, VM, TF, RF = 0x200, 0x3000, 0x4000, 0x20000, 0x100, 0x10000
+NP, SS, GP = 11, 12, 13
 ERROR_CODES = frozenset((8, 10, 11, 12, 13, 14, 17))
 
 
@@ -72,29 +73,49 @@ class Interrupts:
 
     def _deliver_v86(self, vector: int, seen: int, kind: int, error: int) -> None:
         """From virtual-8086 mode to ring 1, which no processor does by itself (SDM 3A, 20.3.1, for ring 0)."""
-        cpu, owner = self._cpu, self._owner
-        low, high = owner.tables.gates[vector]
-        if not high & PRESENT:
-            raise Violation("bad-descriptor", f"vector {vector:#x} has no handler in virtual-8086 mode")
+        cpu = self._cpu
         words = [cpu.get(name) for name in ("gs", "fs", "ds", "es", "ss", "esp")]
         words += [seen, cpu.get("cs"), cpu.get("eip")]
         if kind == EXCEPTION and vector in ERROR_CODES:
             words.append(error)
+        self._enter(vector, words, seen)
+        for name in ("es", "ds", "fs", "gs"):
+            cpu.set_segment(name, 0, 0, 0, 0)
+
+    def _enter(self, vector: int, words: list[int], flags: int) -> None:
+        """To the handler from outside ring 1, with these words on the kernel's stack, the last on top."""
+        cpu, owner = self._cpu, self._owner
+        low, high = owner.tables.gates[vector]
+        if not high & PRESENT:
+            raise Violation("bad-descriptor", f"vector {vector:#x} has no handler")
         ss, esp = owner.tables.stack
         esp -= 4 * len(words)
         owner.guest.write(esp, struct.pack(f"<{len(words)}I", *reversed(words)), "kernel stack")
-        cpu.set("eflags", seen & ~(VM | IOPL | NT | TF | RF) | IF)
-        for name in ("es", "ds", "fs", "gs"):
-            cpu.set_segment(name, 0, 0, 0, 0)
+        cpu.set("eflags", flags & ~(VM | IOPL | NT | TF | RF) | IF)
         cpu.set("cs", low >> 16 & 0xFFFC | 1)
         cpu.set("ss", ss)
         cpu.set("esp", esp)
         cpu.set("eip", low & 0xFFFF | high & 0xFFFF_0000)
 
-    def resume(self, eip: int, cs: int, flags: int, stack: tuple[int, ...]) -> bool:
+    def fault_of_return(self, vector: int, error: int, frame: tuple[int, ...]) -> None:
+        """An IRET to ring 3 that the ROM or the host does, and that faults on its frame (EIP, CS, EFLAGS, ESP, SS).
+
+        It comes as from the code that the frame names: a kernel can repair its own IRET, which it knows by address
+        (Linux: iret_exc by way of __ex_table), but not one that it jumped to.
+        """
+        owner = self._owner
+        if self.observer is not None and self.observer(vector, EXCEPTION, error):
+            return
+        eip, cs, flags, esp, ss = frame
+        _, high = owner.tables.gates[vector]
+        self._enter(vector, [ss, esp, flags, cs, eip, error], flags)
+        owner.virtual_if = bool(flags & IF and high & 0x100)
+
+    def resume(self, eip: int, cs: int, flags: int, stack: tuple[int, ...]) -> tuple[int, int] | None:
         """IRET done by the host: to ring 1, ring 3 (``stack``: ESP, SS) or virtual-8086 mode (and ES DS FS GS).
 
-        False, with nothing changed, if the frame is one that IRET faults on; raises Violation for ring 0.
+        Vector and error code, with nothing changed, if the frame is one that IRET faults on; raises Violation for
+        ring 0.
         """
         cpu, owner = self._cpu, self._owner
         if flags & VM:
@@ -106,19 +127,12 @@ class Interrupts:
             cpu.set("esp", esp)
             cpu.set("eip", eip & 0xFFFF)
             owner.virtual_if = bool(flags & IF)
-            return True
+            return None
         if cs & 3 == 0:
             raise Violation("ring-0", "IRET to ring 0", eip)
-        _, high = owner.tables.descriptor(cs)
-        if high & (PRESENT | SEGMENT | 0x800) != PRESENT | SEGMENT | 0x800 or cs & 3 < cpu.get("cpl"):
-            return False
-        privilege = high >> 13 & 3
-        if privilege > cs & 3 or (privilege != cs & 3 and not high & 0x400):
-            return False
-        if cs & 3 == 3:
-            _, stack_high = owner.tables.descriptor(stack[1])
-            if stack_high & (PRESENT | SEGMENT | 0xA00) != PRESENT | SEGMENT | 0x200 or stack[1] & 3 != 3:
-                return False
+        fault = self._segment_fault(cs, stack)
+        if fault is not None:
+            return fault
         cpu.set("eflags", flags & 0x254FD5 & ~IOPL | IF | 2)
         cpu.set("cs", cs & 0xFFFF)
         cpu.set("eip", eip)
@@ -130,7 +144,27 @@ class Interrupts:
                 if cpu.get(name) & 0xFFFC and cpu.get(f"{name}_access") >> 5 & 3 < 3:
                     cpu.set_segment(name, 0, 0, 0, 0)
         owner.virtual_if = bool(flags & IF)
-        return True
+        return None
+
+    def _segment_fault(self, cs: int, stack: tuple[int, ...]) -> tuple[int, int] | None:
+        """What IRET does about the selectors (SDM 2, IRET): vector and error code, or nothing."""
+        find = self._owner.tables.descriptor
+        _, high = find(cs)
+        privilege = high >> 13 & 3
+        is_code = high & (SEGMENT | 0x800) == SEGMENT | 0x800
+        fits = privilege == cs & 3 or (privilege < cs & 3 and high & 0x400)
+        if not is_code or not fits or cs & 3 < self._cpu.get("cpl"):
+            return GP, cs & 0xFFFC
+        if not high & PRESENT:
+            return NP, cs & 0xFFFC
+        if cs & 3 == 3:
+            ss = stack[1]
+            _, high = find(ss)
+            if high & (SEGMENT | 0xA00) != SEGMENT | 0x200 or ss & 3 != 3 or high >> 13 & 3 != 3:
+                return GP, ss & 0xFFFC
+            if not high & PRESENT:
+                return SS, ss & 0xFFFC
+        return None
 
     def halt(self) -> None:
         """Virtual interrupts on, and wait for one, in one step."""

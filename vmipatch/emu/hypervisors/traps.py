@@ -337,6 +337,6 @@ class Traps:
         user = (selector & 0xFFFC) + 16 | 3
         stack = (cpu.get("ecx"), user + 8)
         flags = cpu.eflags & ~0x200 | (0x200 if self._owner.virtual_if else 0)
-        if not self._owner.interrupts.resume(cpu.get("edx"), user, flags, stack):
+        if self._owner.interrupts.resume(cpu.get("edx"), user, flags, stack):
             return None
         return 0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vmipatch.emu.hypervisors import decode
-from vmipatch.emu.hypervisors.base import GP, Base
+from vmipatch.emu.hypervisors.base import Base
 from vmipatch.emu.hypervisors.layout import PAGE, is_host
 from vmipatch.emu.hypervisors.violation import Violation
 
@@ -170,9 +170,12 @@ class Personality(Base):
         self.calls["IRET"] += 1
         cpu.set("eax", eax)
         cpu.set("esp", cpu.get("esp") + 16)
-        if not self.interrupts.resume(eip, cs, flags, stack):
+        fault = self.interrupts.resume(eip, cs, flags, stack)
+        if fault and cs & 3 == 3:
+            self.interrupts.fault_of_return(*fault, (eip, cs, flags, *stack))
+        elif fault:
             cpu.set("esp", cpu.get("esp") - 12)
-            self.fault(GP, cs & 0xFFFC)
+            self.fault(*fault)
 
     # --- page tables ------------------------------------------------------------------
 
