@@ -227,6 +227,32 @@ def test_rep_stos_over_its_own_code() -> None:
     assert cpu.get("ebx") == 0
 
 
+def test_more_code_than_the_cache_of_blocks_has_slots() -> None:
+    # 400,000 blocks of one JMP to the next instruction each; a full table would be searched for ever
+    count = 400_000
+    cpu, memory, _ = machine("f4", ram=2 << 20)
+    memory.write(0x10000, b"\xeb\x00" * count + b"\xf4")
+    cpu.set("eip", 0x10000)
+    assert cpu.run(2 * count) == Exit.HALT
+    assert cpu.instructions == count + 1
+    assert cpu.get("eip") == 0x10000 + 2 * count + 1
+
+
+def test_code_that_is_written_over_again_and_again() -> None:
+    # L: INC EAX; NOT BYTE [rel scratch in this page]; LOOP L : each turn drops both blocks
+    count = 400_000
+    cpu, memory, _ = machine(f"b9 {count.to_bytes(4, 'little').hex()} eb 00 40 f6 15 11 10 00 00 e2 f7 f4 00")
+    cpu.set("eax", 0)
+    assert cpu.run(4 * count) == Exit.HALT
+    assert cpu.get("eax") == count
+    memory.write(CODE + 7, b"\x43")
+    cpu.halted = 0
+    cpu.set("eip", CODE)
+    cpu.set("ebx", 0)
+    assert cpu.run(8 * count) == Exit.HALT
+    assert cpu.get("ebx") == count
+
+
 def test_an_instruction_across_two_pages_follows_the_second_pages_mapping() -> None:
     cpu, memory, _ = machine("f4", ram=1 << 20)
     memory.write(0x5FFE, bytes.fromhex("b8 11 11 11 11 f4"))  # MOV EAX, imm32 from 0x5FFE

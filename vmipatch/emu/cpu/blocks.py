@@ -31,9 +31,9 @@ from vmipatch.emu.cpu.faults import gp
 from vmipatch.emu.cpu.flow import jump_slot, jump_tag
 from vmipatch.emu.cpu.host import bus_read
 from vmipatch.emu.cpu.operands import MARK_SIZE16
-from vmipatch.emu.cpu.paging import FETCH, slow_page, translate
+from vmipatch.emu.cpu.paging import FETCH, GONE, slow_page, translate
 from vmipatch.emu.cpu.pause import OP_END
-from vmipatch.emu.cpu.state import CS, HASH_SIZE, JUMP_SIZE, SCRATCH_WORDS, Core
+from vmipatch.emu.cpu.state import CS, HASH_SIZE, JUMP_SIZE, MOST_BLOCKS, SCRATCH_WORDS, Core
 from vmipatch.emu.cpu.words import cast, i64, load8, mask32, p8, u32
 
 LONGEST_BLOCK = 48
@@ -61,12 +61,20 @@ def flush_code(c: Core) -> None:
 
 
 def hash_slot(c: Core, place: i64, key: i64) -> i64:
-    """The slot that holds a block's key, or the first free one after where it would be."""
+    """The slot that holds a block's key, or the one where it should go: there its key is 0 or GONE.
+
+    Slots of dropped blocks are taken again, or those of code that is often written over would pile up.
+    """
     wanted: i64 = (place | key << 34) + 1
     slot: i64 = (place ^ (place >> 9) ^ (key << 5)) & (HASH_SIZE - 1)
-    while c.hash_key[slot] != 0 and c.hash_key[slot] != wanted:
+    gone: i64 = -1
+    while c.hash_key[slot] != 0:
+        if c.hash_key[slot] == wanted:
+            return slot
+        if c.hash_key[slot] == GONE and gone < 0:
+            gone = slot
         slot = (slot + 1) & (HASH_SIZE - 1)
-    return slot
+    return gone if gone >= 0 else slot
 
 
 def find_block(c: Core) -> i64:
@@ -86,10 +94,10 @@ def find_block(c: Core) -> i64:
     if place < 0:
         return build_scratch(c, linear, place)
     at: i64 = hash_slot(c, place, c.key)
-    if c.hash_key[at] != 0:
+    if c.hash_key[at] != 0 and c.hash_key[at] != GONE:
         head = c.hash_block[at]
     else:
-        if c.next_free + 8 * (LONGEST_BLOCK + 4) > c.arena_size or c.next_cell + 8 > c.arena_size // 4:
+        if c.next_free + 8 * (LONGEST_BLOCK + 4) > c.arena_size or c.next_cell > 2 * MOST_BLOCKS:
             flush_code(c)
             at = hash_slot(c, place, c.key)
         head = build_block(c, c.next_free, c.host, place, place, 4096 - (place & 0xFFF), LONGEST_BLOCK)

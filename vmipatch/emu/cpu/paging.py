@@ -47,6 +47,8 @@ PTE_PS = 0x80
 PTE_G = 0x100
 FRAME = 0xFFFFF000
 
+GONE = -2  # in the hash table of blocks: the slot of one that was dropped
+
 
 def flush_tlb(c: Core, keep_global: i64) -> None:
     """Forget translations; with ``keep_global`` those of global pages stay."""
@@ -146,7 +148,7 @@ def forget_block(c: Core, head: i64) -> None:
     slot: i64 = c.code[head + 5]
     count: i64 = c.code[head + 2]
     i: i64
-    c.hash_key[slot] = -2
+    c.hash_key[slot] = GONE
     c.code[head + 8] = OP_STALE_FIRST
     for i in range(2, count + 1):
         c.code[head + 8 * i] = OP_STALE

@@ -104,6 +104,7 @@ ARENA_WORDS = 0x800000  # 32 MiB of decoded records, 8 words each
 ARENA_WORDS_UNCOMPILED = 0x80000
 SCRATCH_WORDS = 1024  # at the start of the arena: blocks that are not kept
 HASH_SIZE = 0x40000
+MOST_BLOCKS = HASH_SIZE // 2  # a full table would be searched for ever, and a crowded one for long
 JUMP_SIZE = 4096
 
 LENGTHS = {
@@ -295,7 +296,7 @@ class Core:
         self.hash_key = zeros64(HASH_SIZE)
         self.hash_block = zeros32(HASH_SIZE)
         self.page_list = zeros32(memory.total_pages)
-        self.cells = zeros32(self.arena_size // 4)
+        self.cells = zeros32(2 * MOST_BLOCKS + 4)
         self.jump_tag = zeros64(JUMP_SIZE)
         self.jump_block = zeros32(JUMP_SIZE)
         self.tlb_global = zeros8(2 * TLB_ENTRIES)
