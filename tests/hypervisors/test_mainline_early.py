@@ -392,3 +392,72 @@ def test_the_kernels_own_return_faults_where_it_is(hypervisor: str) -> None:
     assert words[0] == 0x30
     assert BASE + 0x40000 <= words[1] < BASE + 0x41000
     assert words[2] & 0xFFFC == 0x60
+
+
+# --- thread-local storage ----------------------------------------------------------------
+
+TLS = 6  # GDT_ENTRY_TLS_MIN
+
+
+@ALL
+def test_thread_local_storage_below_its_base(hypervisor: str) -> None:
+    """2.6.21 to 2.6.24, process.c, sys_set_thread_area, and vmi.c, vmi_load_tls: glibc asks for a segment of 4 GiB
+    (limit 0xFFFFF pages) at its thread's descriptor, and has errno and all __thread variables below it: offsets from
+    the end of the segment that wrap round to linear addresses below the base (ELF TLS, variant II). A limit cut
+    below the hole must not take that away; what reaches into the hole stays out of reach."""
+    guest = started(hypervisor, interrupts=True)
+    base = USER_AT + 0x800
+    low, high = struct.unpack("<II", segment(0xF2, base=base))
+    called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=TLS, ecx=low)
+    guest.memory.write(USER_CODE + 0x7F8, b"errnself")
+    guest.memory.write(USER_CODE + 0x800, b"tcb.....")
+    text = (
+        b"\xb9\x33\0\0\0\x8e\xe9"  # mov ecx, 33h; mov gs, ecx
+        b"\x65\xa1\xf8\xff\xff\xff"  # mov eax, gs:[-8]
+        b"\x65\x8b\x1d\0\0\0\0"  # mov ebx, gs:[0]
+        b"\xbe\xfc\xff\xff\xff\x65\x8b\x16"  # mov esi, -4; mov edx, gs:[esi]
+        b"\x65\xc7\x06ERRN"  # mov dword ptr gs:[esi], "ERRN"
+        b"\x65\xff\x35\x04\0\0\0\x5f"  # push dword ptr gs:[4]; pop edi
+        b"\x65\x80\x04\x25\xf8\xff\xff\xff\x01"  # add byte ptr gs:[-8], 1
+        b"\xeb\xfe"
+    )
+    to_user(guest, text)
+    cpu = guest.cpu
+    assert cpu.get("cpl") == 3
+    assert cpu.linear_eip == USER_AT + len(text) - 2
+    words = {name: cpu.get(name).to_bytes(4, "little") for name in ("eax", "ebx", "edx", "edi")}
+    assert words == {"eax": b"errn", "ebx": b"tcb.", "edx": b"self", "edi": b"...."}
+    assert guest.memory.read(USER_CODE + 0x7F8, 8) == b"frrnERRN"
+    assert guest.personality.violation is None
+
+
+@ALL
+@pytest.mark.parametrize("offset", [0xFC001000 - USER_AT - 0x800, 0xFFFF_FFFF - USER_AT - 0x800])
+def test_the_hole_is_not_reached_through_such_a_segment(hypervisor: str, offset: int) -> None:
+    """Nor by user code, nor by a kernel that loads the same segment."""
+    guest = started(hypervisor, interrupts=True)
+    low, high = struct.unpack("<II", segment(0xF2, base=USER_AT + 0x800))
+    called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=TLS, ecx=low)
+    guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    text = b"\xb9\x33\0\0\0\x8e\xe9\x65\xa1\xf8\xff\xff\xff\x65\xa1" + struct.pack("<I", offset)
+    guest.run(text, limit=100)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * GP
+    to = guest.cpu.read_linear(guest.cpu.get("esp"), 8)
+    assert to is not None
+    assert struct.unpack("<II", to)[0] == 0
+    other = started(hypervisor, interrupts=True)
+    called(other, "WriteGDTEntry", high, eax=BASE + GDT, edx=TLS, ecx=low)
+    other.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    to_user(other, text)
+    assert other.cpu.get("eip") == BASE + HANDLERS + 16 * GP
+
+
+@ALL
+def test_a_segment_that_ends_ends(hypervisor: str) -> None:
+    """Only a limit of 4 GiB reaches round: one of the guest's own is kept to."""
+    guest = started(hypervisor, interrupts=True)
+    low, high = struct.unpack("<II", segment(0xF2, base=USER_AT + 0x800, limit=0xFFF, flags=4))
+    called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=TLS, ecx=low)
+    guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    to_user(guest, b"\xb9\x33\0\0\0\x8e\xe9\x65\xa1\xf8\xff\xff\xff\xeb\xfe")
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * GP

@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from vmipatch.emu.hypervisors import calls, decode, layout
+from vmipatch.emu.hypervisors import calls, decode, layout, reach
 from vmipatch.emu.hypervisors.control import Control
 from vmipatch.emu.hypervisors.descriptors import Tables
 from vmipatch.emu.hypervisors.guest import DeviceMemory, GuestMemory
@@ -314,7 +314,10 @@ class Base:
             self._selector_fault(vector, error)
 
     def _selector_fault(self, vector: int, error: int) -> None:
-        """A fault as it comes, but for an IRET's own of the ROM's."""
+        """A fault as it comes, but for an IRET's own of the ROM's, and for segments that reach round."""
+        if vector == GP and error == 0 and not self.machine.cpu.eflags & VM and reach.other_part(self):
+            self.traps["segment limit"] += 1
+            return
         frame = self._return_frame() if vector in (NP, STACK, GP) else ()
         if frame:
             self.interrupts.fault_of_return(vector, error, frame)

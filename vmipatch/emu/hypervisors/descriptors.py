@@ -217,6 +217,15 @@ class Tables:
         low, high = struct.unpack("<II", self._host.read(self._pages[first + page] + offset, 8))
         return low, high
 
+    def own_descriptor(self, selector: int) -> tuple[int, int]:
+        """What stands in the guest's own table for a selector: two words, (0, 0) where there is nothing to read."""
+        base, limit = self.ldt[1:] if selector & 4 else self.gdt
+        at = base + (selector & 0xFFF8) & 0xFFFF_FFFF
+        if selector & 0xFFFC == 0 or selector & 0xFFF8 | 7 > limit or not self._owner.guest.reaches(at, 8):
+            return 0, 0
+        low, high = struct.unpack("<II", self._owner.guest.read(at, 8))
+        return low, high
+
     # --- IDT --------------------------------------------------------------------------
 
     def load_idt(self, base: int, limit: int) -> None:
