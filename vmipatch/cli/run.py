@@ -64,13 +64,15 @@ def run(
     """Boot an image in the built-in i386 emulator.
 
     The serial console is on standard output, the debug console (ports 0xE9 and 0x402) on standard error. Exit
-    status 1 if the guest fails: a triple fault, a halt from which nothing wakes it, or --until not reached.
+    status 1 if the guest fails: a triple fault, a halt from which nothing wakes it, or --until not reached; and if
+    it never called the hypervisor that was asked for.
     """
     import time
 
     from vmipatch.emu.cpu import COMPILED
 
     board, options, data = _options(image, rom, rom_base, initrd, append, memory, boot, date, ns_per_instruction)
+    _check_hypervisor(hypervisor, rom, board.roms)
     tracing = _tracing(trace, trace_events, trace_addresses, trace_ports, trace_after, rom_base, options)
     _say(f"engine: {'compiled' if COMPILED else 'uncompiled (slow)'}")
 
@@ -105,6 +107,7 @@ def run(
     seconds = time.perf_counter() - began
     if screen and machine.board.vga is not None:
         _say("\n".join(machine.board.vga.text()).rstrip())
+    started = _started(machine, hypervisor)
     failed = _failed(outcome, until, max_instructions)
     summary = _summary(machine, outcome, seconds, COMPILED)
     stopped = machine.personality.violation if machine.personality is not None else None
@@ -116,6 +119,8 @@ def run(
             "address_hex": None if stopped.address is None else f"{stopped.address:#x}",
         }
         _say(f"{hypervisor} stopped the guest: {stopped}")
+    if not started:
+        _say(f"{hypervisor} was never started: the guest made no VMI_Init call of this ROM that was answered")
     if failed and outcome.reason != "poweroff":
         _post_mortem(machine, build, outcome, summary, COMPILED)
     _say(
@@ -126,7 +131,7 @@ def run(
         import json as encoder
 
         print(encoder.dumps(summary), flush=True)
-    if failed:
+    if failed or not (started or outcome.reason in ("limit", "interrupted", "ended by gdb")):
         raise typer.Exit(1)
 
 
@@ -173,6 +178,35 @@ def _options(
         protocol=boot,
     )
     return board, options, data
+
+
+def _check_hypervisor(hypervisor: str | None, rom: Path | None, cards: tuple[bytes, ...]) -> None:
+    """Refuse a hypervisor that the ROM cannot call, and say where a ROM has nothing to call."""
+    from vmipatch.errors import UsageError
+    from vmipatch.rombuild.hypervisor import names
+
+    if hypervisor is not None and hypervisor not in names():
+        raise UsageError(f"no hypervisor named {hypervisor!r}; there are: {', '.join(names())}")
+    if rom is None:
+        if hypervisor not in (None, "native"):
+            raise UsageError(f"a guest reaches {hypervisor} through its ROM: give --rom (see vmipatch rom build)")
+        return
+    from vmipatch.rombuild import inspect
+
+    tables = [i.vmi for card in cards for i in inspect.images(card) if i.vmi is not None]
+    owners = {table.block.hypervisor or "nobody" for table in tables if table.block is not None}
+    if hypervisor is None:
+        for name in sorted(owners - {"nobody", "native"}):
+            _say(f"this ROM is for {name}, and nothing stands by as it: see --hypervisor")
+    elif not tables:
+        raise UsageError(f"no VMI ROM: a guest does not find {hypervisor} through it", file=rom)
+    elif owners and hypervisor not in owners:
+        raise UsageError(f"made for {', '.join(sorted(owners))}, not for {hypervisor}", file=rom)
+
+
+def _started(machine: Machine, hypervisor: str | None) -> bool:
+    """Whether the hypervisor that was asked for ever ran the guest."""
+    return hypervisor in (None, "native") or bool(getattr(machine.personality, "active", True))
 
 
 def _read(path: Path) -> bytes:
