@@ -461,3 +461,29 @@ def test_a_segment_that_ends_ends(hypervisor: str) -> None:
     guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
     to_user(guest, b"\xb9\x33\0\0\0\x8e\xe9\x65\xa1\xf8\xff\xff\xff\xeb\xfe")
     assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * GP
+
+
+# --- single steps -------------------------------------------------------------------------
+
+
+@ALL
+def test_a_single_step_over_sysenter_finds_the_kernels_stack(hypervisor: str) -> None:
+    """2.6.21 to 2.6.24, entry.S: sysenter_entry's first instruction takes the kernel's stack from the TSS; a debug
+    trap in front of it is on a stack of a few words, which FIX_STACK repairs only if the pushed CS is __KERNEL_CS
+    itself, ring 0. At ring 1 the trap must not come before that instruction."""
+    guest = started(hypervisor, interrupts=True)
+    small, entry = BASE + TSS + 0x1000 - 8, BASE + HANDLERS + 16 * 0x90
+    guest.memory.write(small - BASE + 4, struct.pack("<I", BASE + STACK_TOP - 0x200))
+    for msr, value in ((0x174, 0x60), (0x175, small), (0x176, entry)):
+        ran(guest, "wrmsr", ecx=msr, eax=value, edx=0)
+    first = code("mov esp, dword ptr [esp + 4]")
+    guest.memory.write(HANDLERS + 16 * 0x90, first + b"\x90\xeb\xfe")
+    guest.memory.write(HANDLERS + 16, b"\xeb\xfe")
+    to_user(guest, "sysenter", flags=0x302)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16
+    assert guest.cpu.get("esp") == BASE + STACK_TOP - 0x200 - 12
+    eip, cs, flags = struct.unpack("<3I", guest.cpu.read_linear(guest.cpu.get("esp"), 12) or b"")
+    assert (eip, cs & 0xFFFC, flags & 0x100) == (entry + len(first), 0x60, 0x100)
+    # do_debug (traps.c) asks DR6 whether it was a step.
+    called(guest, "GetDR", eax=6)
+    assert guest.cpu.get("eax") & 0x4000
