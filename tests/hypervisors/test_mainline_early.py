@@ -17,6 +17,7 @@ from pagedguest import (
     GDT,
     HANDLERS,
     IDT,
+    LDT,
     PDPT,
     STACK_TOP,
     TASK,
@@ -461,6 +462,28 @@ def test_a_segment_that_ends_ends(hypervisor: str) -> None:
     guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
     to_user(guest, b"\xb9\x33\0\0\0\x8e\xe9\x65\xa1\xf8\xff\xff\xff\xeb\xfe")
     assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * GP
+
+
+@ALL
+def test_segments_that_grow_down(hypervisor: str) -> None:
+    """2.6.21 to 2.6.24, ldt.c, write_ldt with MODIFY_LDT_CONTENTS_STACK (contents 1): an expand-down segment, here of
+    16 bits; one of 32 bits at 0 would reach into the hole and is not there."""
+    guest = started(hypervisor, interrupts=True)
+    for index, base, flags in ((2, USER_AT - 0x1000, 0), (3, 0, 4)):
+        low, high = struct.unpack("<II", segment(0xF6, base=base, limit=0xFFF, flags=flags))
+        called(guest, "WriteLDTEntry", high, eax=BASE + LDT, edx=index, ecx=low)
+    load_17 = b"\xb9\x17\0\0\0\x8e\xe1"  # mov ecx, 17h; mov fs, ecx
+    guest.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    text = load_17 + b"\x64\xa1\x00\x10\0\0\x64\x8b\x1d\xfc\x0f\0\0"  # mov eax, fs:[1000h]; mov ebx, fs:[0FFCh]
+    to_user(guest, text)
+    assert guest.cpu.get("eax") == int.from_bytes(text[:4], "little")
+    eip = guest.cpu.read_linear(guest.cpu.get("esp") + 4, 4)
+    assert (guest.cpu.get("eip"), eip) == (BASE + HANDLERS + 16 * GP, (USER_AT + 13).to_bytes(4, "little"))
+    other = started(hypervisor, interrupts=True)
+    called(other, "WriteLDTEntry", high, eax=BASE + LDT, edx=3, ecx=low)
+    other.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
+    other.run("mov ecx, 0x1f; mov fs, ecx", limit=100)
+    assert other.cpu.get("eip") == BASE + HANDLERS + 16 * GP
 
 
 # --- single steps -------------------------------------------------------------------------

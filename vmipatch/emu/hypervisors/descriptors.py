@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PRESENT = 0x8000
 SEGMENT, CODE, EXPAND_DOWN = 0x1000, 0x800, 0x400
-GRANULAR = 0x80_0000
+GRANULAR, BIG = 0x80_0000, 0x40_0000
 ACCESSED = 0x100
 INTERRUPT_GATE, TRAP_GATE = 0xE00, 0xF00
 NO_TASK = 0x8B  # access byte of a busy 32-bit TSS
@@ -42,7 +42,7 @@ def confined(low: int, high: int, top: int) -> tuple[int, int]:
     """The descriptor for ring 1, reaching no byte above the linear address ``top``; not present if none is left."""
     if not high & PRESENT:
         return low, high
-    if not high & SEGMENT or (high & (CODE | EXPAND_DOWN)) == EXPAND_DOWN:
+    if not high & SEGMENT:
         return 0, 0
     if not high & 0x6000:
         high |= 0x2000
@@ -50,6 +50,10 @@ def confined(low: int, high: int, top: int) -> tuple[int, int]:
     base, limit = base_of(low, high), limit_of(low, high)
     if base > top:
         return low, high & ~PRESENT
+    if (high & (CODE | EXPAND_DOWN)) == EXPAND_DOWN:
+        # Above its limit, up to 64 KiB, or up to 4 GiB: then it must wrap round to below its base at once.
+        harmless = base > 0 and base + limit >= 0xFFFF_FFFF if high & BIG else base + 0xFFFF <= top
+        return (low, high) if harmless else (0, 0)
     if base + limit > top:
         limit = top - base
         if limit > 0xFFFFF:

@@ -12,13 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmipatch.emu.hypervisors import decode, hole
-from vmipatch.emu.hypervisors.descriptors import CODE, EXPAND_DOWN, PRESENT, SEGMENT, base_of, limit_of
+from vmipatch.emu.hypervisors.descriptors import BIG, CODE, EXPAND_DOWN, PRESENT, SEGMENT, base_of, limit_of
 
 if TYPE_CHECKING:
     from vmipatch.emu.hypervisors.base import Base
 
 LARGEST = 0xFFFF_FFFF
-BIG = 0x40_0000  # offsets of 32 bits
 
 
 def other_part(owner: Base) -> bool:
