@@ -332,6 +332,15 @@ def test_the_clock_moves_from_irq_0_to_the_apic(hypervisor: str, vector: int) ->
         f"xor edx, edx; mov eax, {EOI}; push ecx; push {guest.stub('APICWrite')}; pop ecx; call ecx; pop ecx",
     )
     ran(guest, "mov al, 0xff; out 0x21, al")
+    if vector == 0x31:
+        # Between setup_IO_APIC (io_apic.c, check_timer with no_timer_check) and vmi_time_bsp_init the alarm on IRQ 0
+        # comes by the I/O APIC's input 2, with the same vector, and the handler's EOI is the local APIC's.
+        for register, value in ((0x15, 0), (0x14, vector)):
+            bus.memory_write(0xFEC00000, 4, register)
+            bus.memory_write(0xFEC00010, 4, value)
+        alarm(PERIODIC)
+        assert wait(5) == 5
+        called(guest, "CancelAlarm", eax=PERIODIC)
     alarm(PERIODIC | LVTT)
     assert wait(5) == 5
     called(guest, "CancelAlarm", eax=PERIODIC | LVTT)
@@ -484,6 +493,35 @@ def test_segments_that_grow_down(hypervisor: str) -> None:
     other.memory.write(HANDLERS + 16 * GP, b"\xeb\xfe")
     other.run("mov ecx, 0x1f; mov fs, ecx", limit=100)
     assert other.cpu.get("eip") == BASE + HANDLERS + 16 * GP
+
+
+@ALL
+def test_an_ldt_that_this_address_space_does_not_map_yet(hypervisor: str) -> None:
+    """2.6.21 to 2.6.24, ldt.c, alloc_ldt: one of more than 512 entries is vmalloc's, whose page directory entries
+    come to each address space by vmalloc_fault (mm/fault.c). switch_mm loads it all the same; the processor would
+    fault when it is used, here the call that loads it does, and is made again."""
+    guest = started(hypervisor, interrupts=True)
+    linear = 0xF8800000
+    guest.memory.write(FREE, bytes(4096))
+    guest.memory.write(FREE + 0x1000, bytes(8) + segment(0xF2, base=0x77000))
+    at = FREE + (linear >> 12) % 1024 * 4
+    guest.memory.write(at, struct.pack("<II", FREE + 0x1000 | 3, FREE + 0x2000 | 3))
+    low, high = struct.unpack("<II", segment(0x82, base=linear, limit=0x1FFF, flags=0))
+    called(guest, "WriteGDTEntry", high, eax=BASE + GDT, edx=0x88 // 8, ecx=low)
+    handler = code(
+        f"push eax; push ecx; push edx; inc dword ptr [{BASE + DATA:#x}]; mov eax, {FREE | 3}; "
+        f"mov edx, {BASE + slot(guest, linear)}; mov ecx, {PD}; push {guest.stub('SetPxE')}; call dword ptr [esp]; "
+        f"add esp, 4; pop edx; pop ecx; pop eax; add esp, 4; push {guest.stub('IRET')}; ret"
+    )
+    guest.memory.write(DATA, bytes(4))
+    guest.memory.write(DATA + 0x400, handler)
+    guest.memory.write(HANDLERS + 16 * PF, b"\xe9" + struct.pack("<i", DATA + 0x400 - HANDLERS - 16 * PF - 5))
+    called(guest, "SetLDT", eax=0x88)
+    assert guest.word(DATA) == 1
+    called(guest, "GetCR2")
+    assert guest.cpu.get("eax") == linear
+    ran(guest, "mov eax, 0x0f; mov gs, eax")
+    assert guest.cpu.get("gs_base") == 0x77000
 
 
 # --- single steps -------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from vmipatch.emu.hypervisors.paging import Paging
 from vmipatch.emu.hypervisors.state import StatePage
 from vmipatch.emu.hypervisors.timing import Alarms
 from vmipatch.emu.hypervisors.traps import Traps
-from vmipatch.emu.hypervisors.violation import Violation
+from vmipatch.emu.hypervisors.violation import NotMapped, Violation
 
 if TYPE_CHECKING:
     from vmipatch.emu.machine.machine import Machine
@@ -261,8 +261,15 @@ class Base:
         return APIC + (where & 0xFFC)
 
     def _guarded(self, action: Any, *arguments: Any) -> bool:
+        eip = self.machine.cpu.get("eip")
         try:
-            action(*arguments)
+            try:
+                action(*arguments)
+            except NotMapped as table:
+                if not self.active:
+                    raise
+                self.machine.cpu.set("eip", eip)
+                self.page_fault(table.linear, 0)
         except Violation as violation:
             self.violation = violation
             self.machine.stop("violation")

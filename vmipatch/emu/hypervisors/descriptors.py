@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmipatch.emu.hypervisors import layout
 from vmipatch.emu.hypervisors.layout import PAGE, HostMemory
+from vmipatch.emu.hypervisors.violation import NotMapped
 
 if TYPE_CHECKING:
     from vmipatch.emu.hypervisors.base import Base
@@ -160,8 +161,12 @@ class Tables:
             self.place_ldt(selector, 0, 0)
 
     def place_ldt(self, selector: int, base: int, limit: int) -> None:
-        """The LDT is ``limit`` + 1 bytes at ``base``; a limit of 0: there is none."""
+        """The LDT is ``limit`` + 1 bytes at ``base``; a limit of 0: there is none. Raises :class:`NotMapped`."""
         limit = min(limit, layout.TABLE_PAGES * PAGE - 1)
+        if limit and base + limit < self._owner.hole:
+            for at in (base, *range((base | 0xFFF) + 1, base + limit + 1, PAGE)):
+                if self._cpu.translate(at) < 0:
+                    raise NotMapped("LDT", at)
         self.ldt = (selector, base, limit)
         self._watch("ldt", base, limit)
         if limit:

@@ -19,3 +19,15 @@ class Violation(Exception):
     def __str__(self) -> str:
         place = "" if self.address is None else f" (address {self.address:#x})"
         return f"{self.rule}: {self.message}{place}"
+
+
+class NotMapped(Violation):
+    """A table of the guest's that the processor would read when it is used, at an address that is not mapped.
+
+    While the guest runs under the hypervisor it is no violation: the guest gets a page fault, and the call is made
+    again. Linux maps vmalloc's memory, where large LDTs are, address space by address space in its fault handler.
+    """
+
+    def __init__(self, what: str, address: int) -> None:
+        super().__init__("bad-pointer", f"{what}: not mapped", address)
+        self.linear = address

@@ -301,10 +301,8 @@ class Personality(Base):
     def _set_ldt(self, linear: int, entries: int) -> None:
         if entries > 8192:
             raise BadArgument(EINVAL)
-        if entries and linear + 8 * entries <= self.hole and not self.guest.reaches(linear, 8 * entries):
-            raise BadArgument(EINVAL)
-        self.calls["SetLDT"] += 1
         self.tables.place_ldt(self.state.get("ldt") & 0xFFFF, linear, max(0, 8 * entries - 1))
+        self.calls["SetLDT"] += 1
 
     # --- registers, scheduling, devices -------------------------------------------------
 
