@@ -108,6 +108,22 @@ def test_bzimage_keeps_its_header_and_is_entered_at_code32_start() -> None:
     assert params[0x268:0x2D0] == bytes(0x2D0 - 0x268)
 
 
+def test_an_old_unpacker_may_have_all_below_the_boot_parameters() -> None:
+    """Linux up to 2.6.19, arch/i386/boot/compressed: misc.c unpacks to 0x2000 and on, up to the real-mode data
+    (LOW_BUFFER_START, LOW_BUFFER_MAX), and head.S goes to the kernel by a far jump, through the loader's GDT."""
+    image = bytearray(make_bzimage(version=0x204))
+    far = b"\xea" + struct.pack("<IH", 0x100000 + 0x30, 0x10)
+    fill = code("cld; mov edi, 0x2000; mov ecx, 0x23800; mov eax, 0xf4f4f4f4") + b"\xf3\xab"
+    program = fill + code("mov eax, 0x18; mov ds, eax; mov ss, eax") + far
+    image[0x400:] = program.ljust(0x30, b"\x90") + code(f"mov ebx, dword ptr [esi + 0x202]; {STOP}")
+    machine = machine_with(bytes(image), append="quiet")
+    assert machine.run(limit=200_000).reason == "halt"
+    assert machine.cpu.get("edi") == machine.cpu.get("esi") == 0x90000
+    assert machine.cpu.get("ebx") == int.from_bytes(b"HdrS", "little")
+    line = machine.memory.read(machine.cpu.get("esi") + 0x228, 4)
+    assert machine.memory.read(int.from_bytes(line, "little"), 6) == b"quiet\0"
+
+
 def test_pvh_start_info() -> None:
     note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", 0x200000)
     image = make_elf([(0x200000, 0x200000, code(STOP), 0x1000)], 0x200000, note)

@@ -15,12 +15,15 @@ BIOS = 0xF0000
 HIGH_MEMORY = 0x100000
 
 STACK_TOP = 0x7C00  # real-mode stack of option ROMs, and the early stack of entered kernels
-GDT = 0x8E000
-START_INFO = 0x8F000
-BOOT_PARAMS = 0x90000
+# Everything of ours lies from here on: up to 2.6.19 Linux's unpacker takes all from 0x2000 to where the boot
+# parameters are for itself (arch/i386/boot/compressed/misc.c, setup_output_buffer_if_we_run_high).
+LOW_END = 0x90000
+BOOT_PARAMS = LOW_END
 COMMAND_LINE = 0x91000
 COMMAND_LINE_MAX = 0x800
 MODULES = 0x92000
+START_INFO = 0x93000
+GDT = 0x94000
 
 USABLE, RESERVED = 1, 2
 
@@ -41,7 +44,7 @@ def e820(ram_bytes: int) -> list[tuple[int, int, int]]:
 def check_place(start: int, length: int, ram_bytes: int, what: str, file: str | None = None) -> None:
     """Raises :class:`EmulatorError` unless the range is RAM that nothing of ours uses."""
     end = start + length
-    in_low = start >= 0x1000 and end <= GDT
+    in_low = start >= 0x1000 and end <= LOW_END
     in_high = start >= HIGH_MEMORY and end <= ram_bytes
     if not in_low and not in_high:
         raise EmulatorError(
