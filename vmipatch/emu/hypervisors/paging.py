@@ -422,15 +422,12 @@ class Paging:
             self.on_watched(frame)
 
     def _judge(self, backing: int, before: bytes, after: bytes) -> None:
-        """Look at the entries of a page table that a write has changed, at a backing offset."""
-        if len(after) == PAGE:
-            shape = "<512Q" if self.pae else "<1024I"
-            for old, new in zip(struct.unpack(shape, before), struct.unpack(shape, after), strict=True):
-                if new != old:
-                    self._check_word(new)
-            return
+        """Look at the entries of a page table from the first to the last that a write at a backing offset changed."""
+        changed = int.from_bytes(before, "little") ^ int.from_bytes(after, "little")
+        first = backing + ((changed & -changed).bit_length() - 1 >> 3)
+        last = backing + (changed.bit_length() - 1 >> 3)
         size = self._size
-        for at in range(backing - backing % size, backing + len(after), size):
+        for at in range(first - first % size, last + 1, size):
             self._check_word(int.from_bytes(self._memory.read_backing(at, size), "little"))
 
     def _check_word(self, entry: int) -> None:
