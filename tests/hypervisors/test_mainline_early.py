@@ -548,3 +548,34 @@ def test_a_single_step_over_sysenter_finds_the_kernels_stack(hypervisor: str) ->
     # do_debug (traps.c) asks DR6 whether it was a step.
     called(guest, "GetDR", eax=6)
     assert guest.cpu.get("eax") & 0x4000
+
+
+# --- ports for users ----------------------------------------------------------------------
+
+
+@ALL
+@BOTH
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [(BASE + FREE, 7), (USER_STACK_AT - 4096, 7), (0x08100000, 6)],
+    ids=["the kernel's", "read-only", "not there"],
+)
+def test_string_input_writes_where_the_user_may(hypervisor: str, pae: bool, target: int, error: int) -> None:
+    """2.6.21 to 2.6.24, ioport.c, sys_iopl: a process with IOPL 3 uses INS as any store; a page that is shared until
+    it is written to must fault, and the kernel's pages must not be reached."""
+    guest = started(hypervisor, pae=pae, interrupts=True)
+    called(guest, "SetIOPLMask", eax=0x3000)
+    size = 8 if pae else 4
+    entry = guest.user_table + ((USER_STACK_AT >> 12) - 1) % (4096 // size) * size
+    physical = guest.word(entry) & 0xFFFFF000
+    set_entry(guest, entry, physical | 5)
+    called(guest, "FlushTLB", eax=3)
+    guest.memory.write(HANDLERS + 16 * PF, b"\xeb\xfe")
+    before = guest.memory.read(physical, 64), guest.memory.read(FREE, 64)
+    # mov ecx, ss; mov es, ecx; mov edi, target; mov edx, 3FDh; insb
+    text = b"\x8c\xd1\x8e\xc1\xbf" + struct.pack("<I", target) + b"\xba\xfd\x03\0\0\x6c\xeb\xfe"
+    to_user(guest, text)
+    assert guest.cpu.get("eip") == BASE + HANDLERS + 16 * PF
+    assert guest.cpu.read_linear(guest.cpu.get("esp"), 8) == struct.pack("<II", error, USER_AT + 14)
+    assert guest.personality.view()["cr2"] == target
+    assert (guest.memory.read(physical, 64), guest.memory.read(FREE, 64)) == before

@@ -332,6 +332,27 @@ class Paging:
         for frame in before ^ self._watched:
             self._hook(frame, self._in_use(frame))
 
+    def rights(self, linear: int) -> int:
+        """What the tables in force allow at a linear address: present 1, writable 2, users 4, and-ed over the walk."""
+        size, bits = self._size, 9 if self.pae else 10
+        at = self._cpu.get("cr3")
+        if self.pae:
+            pointer = int.from_bytes(self._memory.read(at + 8 * (linear >> 30), 8), "little")
+            if not pointer & PRESENT:
+                return 0
+            at = pointer & 0xFFFF_F000
+        found = 7
+        for shift in (12 + bits, 12):
+            index = linear >> shift & (1 << bits) - 1
+            entry = int.from_bytes(self._memory.read(at + index * size, size), "little")
+            if not entry & PRESENT:
+                return 0
+            found &= entry
+            if shift > 12 and entry & LARGE:
+                break
+            at = entry & 0xFFFF_F000
+        return found
+
     def invalidate(self, linear: int) -> None:
         """INVLPG."""
         self._cpu.flush_page(linear)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GP, SS = 13, 12
 VM = 0x20000
+WRITE_PROTECT = 0x10000  # CR0.WP
 CALLED = -1  # not a trap: the guest called its hypervisor, EIP is set
 
 
@@ -146,8 +147,11 @@ class Traps:
         if found.repeat and cpu.get("ecx") & mask == 0:
             return found.length
         at = base + (cpu.get(index) & mask) & 0xFFFF_FFFF
-        if cpu.translate(at) < 0 or cpu.translate(at + size - 1) < 0:
-            return self._fault_at(at, write=index == "edi")
+        for end in (at, at + size - 1):
+            error = self._refused(end, write=index == "edi")
+            if error is not None:
+                self._owner.page_fault(end, error)
+                return 0
         if index == "edi":
             value = self._machine.bus.port_read(port, size)
             self._owner.guest.write(at, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"), "INS")
@@ -161,11 +165,15 @@ class Traps:
         cpu.set("ecx", cpu.get("ecx") & ~mask | left)
         return found.length if left == 0 else 0
 
-    def _fault_at(self, linear: int, *, write: bool) -> int:
-        """The memory operand is not there: the guest's own page fault."""
-        error = (4 if self._cpu.get("cpl") == 3 else 0) | (2 if write else 0)
-        self._owner.page_fault(linear, error)
-        return 0
+    def _refused(self, linear: int, *, write: bool) -> int | None:
+        """The page fault's error code where the guest itself could not do this access; None where it could."""
+        user = self._cpu.get("cpl") == 3
+        is_memory = self._cpu.translate(linear & 0xFFFF_FFFF) >= 0
+        rights = self._owner.paging.rights(linear & 0xFFFF_FFFF) if is_memory else 0
+        needs_write = write and (user or bool(self._cpu.get("cr0") & WRITE_PROTECT))
+        if rights & 1 and (rights & 4 or not user) and (rights & 2 or not needs_write):
+            return None
+        return rights & 1 | (2 if write else 0) | (4 if user else 0)
 
     # --- interrupts -------------------------------------------------------------------
 
