@@ -6,8 +6,8 @@ chapter 4 (tables 4-1, 4-2 and 4-4 to 4-12) and section 3.6.2.2 (virtual wire mo
 8259s' own output to LINT0 only.
 
 Why there is one: a kernel with a driver for I/O APICs takes the board for one without if nobody tells.  Linux
-2.6.22 to 2.6.27 with VMI's timer then let it ring at vector 0x31, which is IRQ 0 only where an I/O APIC was
-found (arch/i386/kernel/vmiclock.c, vmi_get_timer_vector; i8259.c, native_init_IRQ).
+from 2.6.22 on then has VMI's timer ring at vector 0x31, which is IRQ 0 only where an I/O APIC was found
+(arch/i386/kernel/vmiclock.c, vmi_get_timer_vector; i8259.c, native_init_IRQ).
 """
 
 from __future__ import annotations
