@@ -22,18 +22,22 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A KVM ROM whose EnableInterrupts comes back at once; its checksum is right."""
+def spoilt(path: Path, call: str, code: bytes) -> Path:
+    """A KVM ROM with this code at the beginning of a stub; its checksum is right."""
     rom = build("kvm", "vmi-3.0")
     data = bytearray(rom.data)
-    at = next(s.offset for s in rom.symbols if s.name == "EnableInterrupts")
-    data[-1] = (data[-1] + data[at] - 0xC3) & 0xFF
-    data[at] = 0xC3
-    path = tmp_path_factory.mktemp("rom") / "broken.rom"
+    at = next(s.offset for s in rom.symbols if s.name == call)
+    data[-1] = (data[-1] + sum(data[at : at + len(code)]) - sum(code)) & 0xFF
+    data[at : at + len(code)] = code
     path.write_bytes(data)
     assert sum(data) & 0xFF == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ROM whose EnableInterrupts comes back at once."""
+    return spoilt(tmp_path_factory.mktemp("rom") / "broken.rom", "EnableInterrupts", b"\xc3")
 
 
 def test_the_document_keeps_to_its_schema_and_names_the_stub(broken: Path) -> None:
@@ -46,6 +50,21 @@ def test_the_document_keeps_to_its_schema_and_names_the_stub(broken: Path) -> No
     failed = {v["op"] for v in document["sites"]["verdicts"] if v["verdict"] == "fail"}
     # The call itself, and the sites that make it.
     assert failed == {"EnableInterrupts", "pv_irq_ops.irq_enable"}
+
+
+def test_a_boot_that_the_hypervisor_stops_says_where(tmp_path: Path) -> None:
+    rom = spoilt(tmp_path / "rom", "GetCR0", bytes.fromhex("a3 00 20 00 fc"))  # mov [0xFC002000], eax
+    done = run("validate", GUEST, "--rom", rom, "--memory", 32, "--boots-only", "--json")
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    schema = json.loads((facts.root() / "schemas" / "validate.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(document)
+    natively, *others = document["boots"]
+    assert natively["violation"] is None
+    for boot in others:
+        assert boot["verdict"] == "fail"
+        found = boot["violation"]
+        assert (found["rule"], found["address"], found["address_hex"]) == ("hole-write", 0xFC002000, "0xfc002000")
 
 
 def test_a_failure_can_be_tried_again_alone(broken: Path) -> None:

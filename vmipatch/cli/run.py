@@ -112,12 +112,7 @@ def run(
     summary = _summary(machine, outcome, seconds, COMPILED)
     stopped = machine.personality.violation if machine.personality is not None else None
     if stopped is not None:
-        summary["violation"] = {
-            "rule": stopped.rule,
-            "message": stopped.message,
-            "address": stopped.address,
-            "address_hex": None if stopped.address is None else f"{stopped.address:#x}",
-        }
+        summary["violation"] = stopped.to_json()
         _say(f"{hypervisor} stopped the guest: {stopped}")
     if not started:
         _say(f"{hypervisor} was never started: the guest made no VMI_Init call of this ROM that was answered")

@@ -107,7 +107,7 @@ def _boot(boot: Boot) -> dict[str, Any]:
         "calls_counted_up_to": MOST_COUNTED,
         "hypercalls": dict(boot.hypercalls),
         "traps": dict(boot.traps),
-        "violation": None if violation is None else {"rule": violation.rule, "message": violation.message},
+        "violation": None if violation is None else violation.to_json(),
         "problems": boot.problems,
     }
 

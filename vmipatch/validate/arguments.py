@@ -22,10 +22,15 @@ MARK = b"mark"
 
 
 class Given:
-    """One state being filled in."""
+    """One state being filled in.
 
-    def __init__(self, subject: Subject, around: Surroundings, state: State, rng: random.Random) -> None:
+    ``turn`` decides what has two cases that must both come up: chance would miss one of them in a few states. It
+    changes with every second number, for interrupts are on in every second one.
+    """
+
+    def __init__(self, subject: Subject, around: Surroundings, state: State, rng: random.Random, number: int) -> None:
         self.subject, self.around, self.state, self.rng = subject, around, state, rng
+        self.turn = bool(number & 2)
         self.call = subject.call
         self.stack: dict[int, int] = {}
 
@@ -73,9 +78,9 @@ def op(*names: str) -> Callable[[Maker], Maker]:
     return register
 
 
-def arrange(subject: Subject, around: Surroundings, state: State, rng: random.Random) -> None:
-    """Fill in what the call needs; a call without an entry here takes anything."""
-    given = Given(subject, around, state, rng)
+def arrange(subject: Subject, around: Surroundings, state: State, rng: random.Random, number: int) -> None:
+    """Fill in what the call needs for its state of that number; a call without an entry here takes anything."""
+    given = Given(subject, around, state, rng, number)
     maker = MAKERS.get(subject.call.name)
     if maker is not None:
         maker(given)
@@ -90,13 +95,13 @@ def arrange(subject: Subject, around: Surroundings, state: State, rng: random.Ra
 @op("SetInterruptMask", "RestoreIRQs", "SetEFLAGS")
 def interrupt_mask(g: Given) -> None:
     # Only IF is acted on (VMI's document, appendix A); the processor's POPF would take the others too.
-    g.put(0, g.state.flags & ~(IF | ARITHMETIC) | g.rng.choice((0, IF)) | g.rng.getrandbits(12) & ARITHMETIC)
+    g.put(0, g.state.flags & ~(IF | ARITHMETIC) | (IF if g.turn else 0) | g.rng.getrandbits(12) & ARITHMETIC)
 
 
 @op("IRET")
 def iret(g: Given) -> None:
     flags = 2 | g.rng.getrandbits(12) & ARITHMETIC | g.rng.choice((0, IF)) | g.rng.choice((0, 0x400))
-    if g.rng.random() < 0.5 and g.around.user_cs and g.around.user_ds:
+    if g.turn and g.around.user_cs and g.around.user_ds:
         eip = g.around.user_page + g.rng.randrange(4096)
         g.state.stack = (eip, g.around.user_cs, flags | IF, 0xBF80_0000, g.around.user_ds)
     else:
@@ -132,7 +137,7 @@ def halt(g: Given) -> None:
 @op("SetGDT")
 def set_gdt(g: Given) -> None:
     base, limit = g.around.gdt
-    if g.rng.random() < 0.5:
+    if g.turn:
         g.write(g.spare(1), g.around.gdt_bytes)
         base = g.spare(1)
     g.write(g.spare(0), struct.pack("<HI", limit, base))
@@ -142,7 +147,7 @@ def set_gdt(g: Given) -> None:
 @op("SetIDT")
 def set_idt(g: Given) -> None:
     base, limit = g.around.idt
-    if g.rng.random() < 0.5:
+    if g.turn:
         g.write(g.spare(1), g.around.idt_bytes)
         base = g.spare(1)
     g.write(g.spare(0), struct.pack("<HI", limit, base))
@@ -265,7 +270,7 @@ def _task_switched(p: Any) -> str:
 @op("SetCR3")
 def set_cr3(g: Given) -> None:
     directory = g.around.cr3
-    if g.rng.random() < 0.5 and g.around.directory:
+    if g.turn and g.around.directory:
         g.write(g.spare(2), g.around.directory)
         directory = g.around.spare[2][1]
     g.put(0, directory)
@@ -334,7 +339,7 @@ def set_iopl_mask(g: Given) -> None:
 
 def _place(g: Given) -> int:
     """An entry: a live one of a page that nobody uses, or one of a page that is no table yet."""
-    if g.around.pte and g.rng.random() < 0.5:
+    if g.around.pte and g.turn:
         return g.around.pte
     return g.spare(0) + 8 * g.rng.randrange(512)
 

@@ -222,11 +222,11 @@ class Maker:
             state.registers["esp"] = self.around.stack
             state.stack = found.stack
             if subject.call.name in OF_THE_MOMENT:
-                self._arrange(subject, state, rng)
+                self._arrange(subject, state, rng, number)
             else:
                 # Registers and memory are the run's; what of the results counts is the call's.
                 judged = State(dict(state.registers), state.flags)
-                self._arrange(subject, judged, rng)
+                self._arrange(subject, judged, rng, number)
                 state.ignore_results = judged.ignore_results
                 state.time_results = judged.time_results
                 if subject.call.name == "GetCycleCounter":
@@ -234,14 +234,15 @@ class Maker:
             return state
         registers = {name: rng.getrandbits(32) for name in REGISTERS}
         registers["esp"] = self.around.stack
-        flags = 2 | rng.getrandbits(12) & ARITHMETIC | rng.choice((0, IF)) | rng.choice((0, 0, 0, DF))
+        # In turn, so that even a few states have interrupts both on and off.
+        flags = 2 | rng.getrandbits(12) & ARITHMETIC | (0, IF)[number & 1] | rng.choice((0, 0, 0, DF))
         # With interrupts on, one that waits comes before anything else.
         state = State(registers, flags, pending=rng.random() < (0.1 if flags & IF else 0.4))
         state.stack = tuple(rng.getrandbits(32) for _ in range(16))
-        self._arrange(subject, state, rng)
+        self._arrange(subject, state, rng, number)
         return state
 
-    def _arrange(self, subject: Subject, state: State, rng: random.Random) -> None:
+    def _arrange(self, subject: Subject, state: State, rng: random.Random, number: int) -> None:
         from vmipatch.validate import arguments
 
-        arguments.arrange(subject, self.around, state, rng)
+        arguments.arrange(subject, self.around, state, rng, number)

@@ -20,6 +20,11 @@ class Violation(Exception):
         place = "" if self.address is None else f" (address {self.address:#x})"
         return f"{self.rule}: {self.message}{place}"
 
+    def to_json(self) -> dict[str, str | int | None]:
+        """As in the documents of ``run`` and ``validate``: rule, message, address."""
+        shown = None if self.address is None else f"{self.address:#x}"
+        return {"rule": self.rule, "message": self.message, "address": self.address, "address_hex": shown}
+
 
 class NotMapped(Violation):
     """A table of the guest's that the processor would read when it is used, at an address that is not mapped.
