@@ -107,3 +107,28 @@ def test_an_entry_of_eight_bytes_before_pae(hypervisor: str) -> None:
     guest.memory.write(DATA, b"\xff" * 16)
     set_long(guest, DATA, 0x8000_0000_0020_01E3, PD)
     assert guest.memory.read(DATA, 16) == struct.pack("<Q", 0x8000_0000_0020_01E3) + b"\xff" * 8
+
+
+@ALL
+def test_after_vmi_init_cpuid_names_no_hypervisor(hypervisor: str) -> None:
+    """A kernel that speaks the hypervisor's own interface too would lay that over VMI's: kvm_guest_init asks for
+    nothing but "KVMKVMKVM" (2.6.32, arch/x86/include/asm/kvm_para.h, kvm_para_available), and it runs behind
+    vmi_activate (arch/x86/kernel/setup.c)."""
+    guest = PagedGuest(hypervisor)
+    leaves = [(leaf, guest.machine.cpu.leaves.get(leaf)) for leaf in (0x4000_0000, 0x4000_0001)]
+    assert leaves[0][1], "until then the ROM finds it there"
+    before = guest.machine.snapshot()
+    assert guest.init() == 0
+    called(guest, "CPUID", eax=0)
+    highest = guest.cpu.get("eax")
+    called(guest, "CPUID", eax=highest)
+    bare = [guest.cpu.get(name) for name in ("eax", "ebx", "ecx", "edx")]
+    for leaf in (0x4000_0000, 0x4000_0001):
+        called(guest, "CPUID", eax=leaf)
+        # What is beyond the highest leaf is answered as that one is (SDM 2, CPUID).
+        assert [guest.cpu.get(name) for name in ("eax", "ebx", "ecx", "edx")] == bare
+    after = guest.machine.snapshot()
+    guest.machine.restore(before)
+    assert [(leaf, guest.machine.cpu.leaves.get(leaf)) for leaf, _ in leaves] == leaves
+    guest.machine.restore(after)
+    assert 0x4000_0000 not in guest.machine.cpu.leaves

@@ -106,11 +106,8 @@ def area(setup: Setup) -> int:
 def build_machine(setup: Setup, *, hypervisor: bool, rom: bool, kernel: bytes | None = None) -> Machine:
     """A machine about to enter the kernel; ``hypervisor``: it can be found by the guest."""
     machine = Machine(BoardOptions(ram_bytes=setup.memory_mib * MEBIBYTE, vga=True))
-    plain = dict(machine.cpu.leaves)  # type: ignore[call-overload]
     personality: Any = create(setup.hypervisor)
-    personality.attach(machine)
-    if not hypervisor:
-        machine.cpu.leaves = plain
+    personality.attach(machine, found=hypervisor)
     options = BootOptions(
         append=setup.append, initrd=setup.initrd, rom=setup.rom if rom else None, rom_base=setup.rom_base
     )

@@ -75,8 +75,8 @@ class Base:
 
     # --- attaching --------------------------------------------------------------------
 
-    def attach(self, machine: Machine) -> None:
-        """Stand by under a machine whose guest runs natively; the guest finds us by CPUID and the init port."""
+    def attach(self, machine: Machine, *, found: bool = True) -> None:
+        """Stand by under a machine whose guest runs natively; unless ``found`` is false it finds us by CPUID."""
         self.machine = machine
         machine.personality = self
         machine.vmi_calls = self.calls
@@ -94,7 +94,8 @@ class Base:
         self.abi: Abi = _first_abi(self.spec)
         self._hooked: frozenset[int] = frozenset()
         signature = str(self.spec.detect["signature"]).encode("latin-1")
-        self.add_leaves(self.spec.detect["leaf"], struct.unpack("<3I", signature))
+        self._leaves = self.leaves(self.spec.detect["leaf"], struct.unpack("<3I", signature)) if found else {}
+        self._show_leaves(True)
         cpu, exit_ = machine.cpu, machine.exit
         cpu.hook_port(self.spec.constants["INIT_PORT"])
         machine.hooks[exit_.PORT] = self._on_port
@@ -106,14 +107,22 @@ class Base:
         machine.board.system.holds_a20 = lambda: self.active
         self._blank = self.save()
 
-    def add_leaves(self, leaf: int, signature: tuple[int, ...]) -> None:
-        """Answer CPUID with the hypervisor's signature in EBX, ECX, EDX; EAX: the highest such leaf."""
-        self.leaves()[leaf] = (leaf, *signature)
+    def leaves(self, leaf: int, signature: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+        """What CPUID answers, by leaf: the hypervisor's signature in EBX, ECX, EDX; EAX: the highest such leaf."""
+        return {leaf: (leaf, *signature)}
 
-    def leaves(self) -> dict[int, tuple[int, ...]]:
-        """What CPUID answers, by leaf."""
+    def _show_leaves(self, shown: bool) -> None:
+        """Answer CPUID with the signature, or no more: after the init call VMI is the one interface.
+
+        A kernel that speaks the hypervisor's own as well would put that over VMI's otherwise (Linux 2.6.25 to
+        2.6.36, arch/x86/kernel/kvm.c, kvm_guest_init: by the signature alone).
+        """
         found: dict[int, tuple[int, ...]] = self.machine.cpu.leaves  # type: ignore[assignment]
-        return found
+        for leaf, values in self._leaves.items():
+            if shown:
+                found[leaf] = values
+            else:
+                found.pop(leaf, None)
 
     # --- the switch -------------------------------------------------------------------
 
@@ -150,6 +159,7 @@ class Base:
         self.rom = rom, len(image or b"")
         self.state = StatePage(self.host, self._state_page, vmi.state)
         self._capture()
+        self._show_leaves(False)
         return OK
 
     def speaks(self, name: str) -> bool:
@@ -424,8 +434,11 @@ class Base:
     def restore(self, saved: Any) -> None:
         """Bring back what :meth:`save` returned; None: never started. The counters go on."""
         saved = self._blank if saved is None else saved
+        was = self.active
         self.active, self.rom, self.abi, self.state, hooked, self.iopl, self.lazy_mode, self.violation = saved[:8]
         self.interrupts.line, processors, paging, tables, control, alarms = saved[8:]
+        if was != self.active:
+            self._show_leaves(not self.active)
         self.processors = dict(processors)
         if hooked != self._hooked:
             self.set_hooks(hooked)

@@ -20,11 +20,9 @@ class Personality(Base):
 
     name = "kvm"
 
-    def add_leaves(self, leaf: int, signature: tuple[int, ...]) -> None:
+    def leaves(self, leaf: int, signature: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
         """The signature, and the leaf of features behind it."""
-        super().add_leaves(leaf, signature)
-        self.leaves()[leaf] = (FEATURE_LEAF, *signature)
-        self.leaves()[FEATURE_LEAF] = (FEATURE_BITS, 0, 0, 0)
+        return {leaf: (FEATURE_LEAF, *signature), FEATURE_LEAF: (FEATURE_BITS, 0, 0, 0)}
 
     def _vmcall(self) -> None:
         cpu, constants = self.machine.cpu, self.spec.constants

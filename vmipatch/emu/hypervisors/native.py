@@ -15,7 +15,7 @@ class Personality(Base):
 
     name = "native"
 
-    def attach(self, machine: Machine) -> None:
+    def attach(self, machine: Machine, *, found: bool = True) -> None:
         """Stand by; there is nothing to do."""
         self.machine = machine
         self._hooked = frozenset()
