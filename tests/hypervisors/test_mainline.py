@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from pagedguest import BASE, DATA, DEPRIVILEGED, DIRECTORY, MAPPED, TABLES, PagedGuest
+from pagedguest import BASE, DATA, DEPRIVILEGED, DIRECTORY, MAPPED, PDPT, TABLES, PagedGuest
 
 ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
 PT, PD, PDP, CLONE, ZEROED, PAE = 1, 2, 4, 0x20, 0x40, 0x10
@@ -132,3 +132,30 @@ def test_after_vmi_init_cpuid_names_no_hypervisor(hypervisor: str) -> None:
     assert [(leaf, guest.machine.cpu.leaves.get(leaf)) for leaf, _ in leaves] == leaves
     guest.machine.restore(after)
     assert 0x4000_0000 not in guest.machine.cpu.leaves
+
+
+@ALL
+def test_the_boot_directory_is_announced_as_a_middle_one(hypervisor: str) -> None:
+    """native_pagetable_setup_start (2.6.32, arch/x86/mm/init_32.c) says of swapper_pg_dir that it is an L2, which with
+    PAE is the page of the four pointers; what follows works all the same. vmi_pgd_free says so of every process's."""
+    for pae in (False, True):
+        guest = PagedGuest(hypervisor, pae=pae)
+        top = PDPT if pae else DIRECTORY
+        assert guest.init() == 0
+        guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+        called(guest, "AllocatePage", 0, 0, eax=top >> 12, edx=PD, ecx=0)
+        called(guest, "SetCR3", eax=top)
+        # A process's: pgd_alloc copies the kernel's part, fills in its own, and switches to it.
+        size = 32 if pae else 4096
+        guest.memory.write(ZERO_PAGE, guest.memory.read(top, size))
+        called(guest, "AllocatePage", 0x300, 0x100, eax=ZERO_PAGE >> 12, edx=PD | CLONE, ecx=top >> 12)
+        called(guest, "SetCR3", eax=ZERO_PAGE)
+        guest.memory.write(DATA, b"here")
+        ran(guest, f"mov eax, dword ptr [{BASE + DATA:#x}]")
+        assert guest.cpu.get("eax") == int.from_bytes(b"here", "little")
+        called(guest, "SetCR3", eax=top)
+        called(guest, "ReleasePage", eax=ZERO_PAGE >> 12, edx=PD)
+        # From now on it is a page like any other.
+        ran(guest, f"mov dword ptr [{BASE + ZERO_PAGE:#x}], 0xFFFFFFFF; mov ecx, dword ptr [{BASE + ZERO_PAGE:#x}]")
+        assert guest.cpu.get("ecx") == 0xFFFFFFFF
+        assert guest.personality.violation is None
