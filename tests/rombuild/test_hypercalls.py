@@ -105,7 +105,12 @@ def test_the_end_of_a_mapping() -> None:
     guest.call(at("xen", 48), 0x500, eax=2, edx=DATA, ecx=1)
     guest.call(at("xen", 48), 0x700, eax=1, edx=DATA + 0x2000, ecx=1)
     seen: list[list[int]] = []
-    guest.on_trap = lambda kind, g: seen.append(words(g, g["ebx"], 2))
+
+    def answer(kind: str, g: Guest) -> None:
+        seen.append(words(g, g["ebx"], 2))
+        g["eax"] = 0
+
+    guest.on_trap = answer
     for address, wanted in (
         (DATA, [0x500000, 0]),
         (DATA + 0xFFC, [0x500FFC, 0]),
@@ -118,6 +123,26 @@ def test_the_end_of_a_mapping() -> None:
         guest.call(at("xen", 38), eax=0x1067, edx=address, ecx=1)
         assert seen == ([wanted] if wanted else []), hex(address)
         assert (guest.u32(address) == 0x1067) == (wanted is None)
+
+
+def test_xen_refuses() -> None:
+    """A mapping that was told longer than memory is: Xen answers -EINVAL, and the stub writes in place, which Xen
+    emulates; set_gdt goes through the gate."""
+    guest = mapped("xen")
+
+    def answer(kind: str, g: Guest) -> None:
+        g["eax"] = -22
+
+    guest.on_trap = answer
+    table = DATA + 0x1000
+    guest.call(at("xen", 38), eax=0x1067, edx=table, ecx=1)
+    assert (guest.traps[-1][1]["eax"], guest.u32(table)) == (1, 0x1067)
+    guest.call(at("xen", 12), 0x00CF9B00, eax=table, edx=3, ecx=0x1234FFFF)
+    assert (guest.traps[-1][1]["eax"], words(guest, table + 24, 2)) == (10, [0x1234FFFF, 0x00CF9B00])
+    guest.uc.mem_write(DATA, (0x2FF).to_bytes(2, "little") + table.to_bytes(4, "little"))
+    guest.traps.clear()
+    guest.call(at("xen", 3), eax=DATA)
+    assert [r["eax"] for _, r in guest.traps] == [2, 0x564D]
 
 
 @pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
@@ -227,7 +252,12 @@ def test_xen_page_tables() -> None:
 def test_xen_descriptors() -> None:
     guest = mapped("xen")
     seen: list[list[int]] = []
-    guest.on_trap = lambda kind, g: seen.append(words(g, g["ebx"], 4) if g["eax"] in (0, 2, 26) and g["ebx"] else [])
+
+    def answer(kind: str, g: Guest) -> None:
+        seen.append(words(g, g["ebx"], 4) if g["eax"] in (0, 2, 26) and g["ebx"] else [])
+        g["eax"] = 0
+
+    guest.on_trap = answer
     table = DATA + 0x1000
     guest.call(at("xen", 11), 0x00CF9B00, eax=table, edx=3, ecx=0x0000FFFF)
     _, r = guest.traps[-1]

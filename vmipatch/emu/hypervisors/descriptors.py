@@ -49,14 +49,19 @@ def confined(low: int, high: int, top: int) -> tuple[int, int]:
         high |= 0x2000
     high |= ACCESSED  # so that the processor has nothing to write there
     base, limit = base_of(low, high), limit_of(low, high)
-    if base > top:
+    is_down = high & (CODE | EXPAND_DOWN) == EXPAND_DOWN
+    room = top - base
+    if base > top + layout.BEHIND and limit == 0xFFFF_FFFF and not is_down:
+        # Nothing is ever mapped from there to the end of the address space; round it, the segment ends at the hole.
+        room &= 0xFFFF_FFFF
+    elif base > top:
         return low, high & ~PRESENT
-    if (high & (CODE | EXPAND_DOWN)) == EXPAND_DOWN:
+    if is_down:
         # Above its limit, up to 64 KiB, or up to 4 GiB: then it must wrap round to below its base at once.
         harmless = base > 0 and base + limit >= 0xFFFF_FFFF if high & BIG else base + 0xFFFF <= top
         return (low, high) if harmless else (0, 0)
-    if base + limit > top:
-        limit = top - base
+    if limit > room:
+        limit = room
         if limit > 0xFFFFF:
             units = (limit + 1 >> 12) - 1
             low = low & 0xFFFF_0000 | units & 0xFFFF

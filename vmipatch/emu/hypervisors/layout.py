@@ -20,6 +20,7 @@ PAGES = 640
 # Pages behind virtual_top: the state page itself, then the hole.
 STATE, IDT, TSS, GDT, LDT = 0, 1, 2, 0x10, 0x20
 TABLE_PAGES = 16  # a GDT or an LDT has 64 KiB at most
+BEHIND = (LDT + TABLE_PAGES - 1) * PAGE  # bytes of the hole that are mapped; above them nothing is
 TSS_LIMIT = 0x67
 
 

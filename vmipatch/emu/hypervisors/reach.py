@@ -29,6 +29,8 @@ def other_part(owner: Base) -> bool:
         data = high & (PRESENT | SEGMENT | CODE | EXPAND_DOWN | BIG) == PRESENT | SEGMENT | BIG
         if not data or base == 0 or base_of(low, high) != base or limit_of(low, high) != LARGEST:
             continue
+        if base >= owner.hole:  # it is whole but for the hole, which an expand-down one would have in it
+            continue
         is_upper = bool(cpu.get(f"{register}_access") << 8 & EXPAND_DOWN)
         if offset > LARGEST - base and not is_upper and offset + size - 1 <= LARGEST:
             access = high >> 8 & 0xF0FF | EXPAND_DOWN >> 8
