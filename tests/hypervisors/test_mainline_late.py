@@ -80,11 +80,11 @@ def descriptor(guest: PagedGuest, selector: int, raw: bytes) -> None:
 @ALL
 @pytest.mark.parametrize("base", [0, 0x00C00000, 0x38000000, 0xFFD00000, 0xFC800000])
 def test_the_processors_own_data(hypervisor: str, base: int) -> None:
-    """2.6.32, setup_percpu.c, setup_percpu_segment: FS with a limit of 4 GiB, based at where the first chunk lies less
-    __per_cpu_start: above 0 if the chunk is above the kernel's image, and near 4 GiB if it is below (a machine with
-    little memory). %fs:symbol must then reach the chunk, round the end of the address space."""
+    """2.6.32, setup_percpu.c, setup_percpu_segment: FS of 0xFFFFF pages (flags 8: G alone), based at where the first
+    chunk lies less __per_cpu_start: above 0 if the chunk is above the kernel's image, and near 4 GiB if it is below (a
+    machine with little memory). %fs:symbol must then reach the chunk, round the end of the address space."""
     guest = started(hypervisor)
-    descriptor(guest, PERCPU, segment(0x92, base=base))
+    descriptor(guest, PERCPU, segment(0x92, base=base, flags=8))
     guest.memory.write(DATA, b"mine")
     offset = BASE + DATA - base & 0xFFFFFFFF
     ran(guest, b"\xb9" + struct.pack("<I", PERCPU) + b"\x8e\xe1\x64\xa1" + struct.pack("<I", offset))
@@ -103,7 +103,7 @@ def test_the_processors_own_data(hypervisor: str, base: int) -> None:
 def test_such_a_segment_does_not_reach_the_hole(hypervisor: str, base: int, target: int) -> None:
     """Wherever it begins: a read there is a fault (docs/hypervisors.md), never the hypervisor's bytes."""
     guest = started(hypervisor)
-    descriptor(guest, PERCPU, segment(0x92, base=base))
+    descriptor(guest, PERCPU, segment(0x92, base=base, flags=8))
     for vector in (11, GP, PF):
         guest.memory.write(HANDLERS + 16 * vector, b"\xeb\xfe")
     offset = target - base & 0xFFFFFFFF
@@ -210,7 +210,7 @@ def shared_boot_tables(guest: PagedGuest) -> None:
 
 @ALL
 def test_the_boot_directory_is_there_twice(hypervisor: str) -> None:
-    """2.6.27 to 2.6.36 with PAE, head_32.S, swapper_pg_dir: its pointers 0 and 3 both name swapper_pg_pmd, so one page
+    """2.6.32 with PAE, head_32.S, swapper_pg_dir: its pointers 0 and 3 both name swapper_pg_pmd, so one page
     is a directory in the first gigabyte and in the one with the hole. mm/init_32.c then fills it (one_page_table_init,
     kernel_physical_mapping_init), and zap_low_mappings makes empty_zero_page of the lower pointers."""
     guest = PagedGuest(hypervisor, pae=True)
@@ -284,8 +284,8 @@ def test_an_address_space_is_born_lives_and_dies(hypervisor: str, pae: bool) -> 
         guest.cpu.set("esp", BASE + 0x5F000)
         called(guest, "SetCR3", eax=old)
         if pae:
-            for n in range(3):
-                set_entry(guest, root + 8 * n, 0, PDP)
+            for n in range(3):  # pgd_mop_up_pmds: a plain store, then paravirt_release_pmd
+                ran(guest, f"mov dword ptr [{BASE + root + 8 * n:#x}], 0")
                 called(guest, "ReleasePage", eax=(middle >> 12) + n, edx=PD)
         called(guest, "ReleasePage", eax=root >> 12, edx=PD)
         # Ordinary memory in between: all sorts of bytes, entries of the hypervisor's pages among them.
