@@ -1,36 +1,17 @@
-"""What real kernels with CONFIG_VMI do on the ROMs, one test a demand; each names the kernel's file and function.
+"""PAE switched on at run time, CPUID behind VMI_Init, a process's directory: what mainline kernels do with them.
 
-All at CPL 1, behind VMI_Init, on every deprivileging hypervisor.
+Each test names the kernel's file and function, and runs on every deprivileging hypervisor.
+The demands of single versions are in test_mainline_early.py and test_mainline_late.py.
 """
 
 from __future__ import annotations
 
 import struct
 
-import pytest
-from pagedguest import BASE, DATA, DEPRIVILEGED, DIRECTORY, MAPPED, PDPT, TABLES, PagedGuest
+from mainlineguest import ALL, CLONE, PAE, PD, PDP, PT, ZEROED, begin, called, ran, started
+from pagedguest import BASE, DATA, DIRECTORY, MAPPED, PDPT, TABLES, PagedGuest
 
-ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
-PT, PD, PDP, CLONE, ZEROED, PAE = 1, 2, 4, 0x20, 0x40, 0x10
 ZERO_PAGE, MIDDLE, LAST_TABLE = 0x90000, 0x91000, 0x92000
-
-
-def started(hypervisor: str, *, pae: bool = False, interrupts: bool = False) -> PagedGuest:
-    guest = PagedGuest(hypervisor, pae=pae)
-    guest.cpu.set("eflags", 0x202 if interrupts else 2)
-    assert guest.init() == 0
-    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
-    return guest
-
-
-def ran(guest: PagedGuest, text: str) -> None:
-    outcome = guest.run(text)
-    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
-
-
-def called(guest: PagedGuest, name: str, *stack: int, **registers: int) -> None:
-    outcome = guest.call(name, *stack, **registers)
-    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
 
 
 def set_long(guest: PagedGuest, physical: int, value: int, flags: int) -> None:
@@ -63,8 +44,7 @@ def test_pae_goes_on_behind_vmi_init(hypervisor: str) -> None:
     guest = PagedGuest(hypervisor)
     # head.S maps low memory at 0 too, so that the entries under the pointers are in use.
     guest.memory.write(DIRECTORY, struct.pack("<8I", *(TABLES | 7 for _ in range(8))))
-    assert guest.init() == 0
-    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+    begin(guest)
     paging_init(guest)
     called(guest, "GetCR4")
     called(guest, "SetCR4", eax=guest.cpu.get("eax") | 0x20)
@@ -88,8 +68,7 @@ def test_pae_goes_on_by_the_instruction(hypervisor: str) -> None:
     """The same with a plain `mov cr4` in the place of the call: what set_in_cr4 is without a back end."""
     guest = PagedGuest(hypervisor)
     guest.memory.write(DIRECTORY, struct.pack("<8I", *(TABLES | 7 for _ in range(8))))
-    assert guest.init() == 0
-    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+    begin(guest)
     paging_init(guest)
     ran(guest, "mov eax, cr4; or eax, 0x20; mov cr4, eax; mov ecx, 7")
     assert guest.cpu.get("ecx") == 7
@@ -141,8 +120,7 @@ def test_the_boot_directory_is_announced_as_a_middle_one(hypervisor: str) -> Non
     for pae in (False, True):
         guest = PagedGuest(hypervisor, pae=pae)
         top = PDPT if pae else DIRECTORY
-        assert guest.init() == 0
-        guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x400)
+        begin(guest)
         called(guest, "AllocatePage", 0, 0, eax=top >> 12, edx=PD, ecx=0)
         called(guest, "SetCR3", eax=top)
         # A process's: pgd_alloc copies the kernel's part, fills in its own, and switches to it.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 
 import pytest
+from mainlineguest import ALL, BOTH, FREE, GP, PD, PDP, PF, PT, called, ran, started
 from pagedguest import (
     BASE,
     DATA,
-    DEPRIVILEGED,
     DIRECTORY,
     GDT,
     HANDLERS,
@@ -32,32 +32,9 @@ from pagedguest import (
     segment,
 )
 
-ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
-BOTH = pytest.mark.parametrize("pae", [False, True], ids=["two-level", "pae"])
-PT, PD, PDP = 1, 2, 4
-FREE = 0x300000  # physical pages that nothing uses
 HOST = 0xF8000000  # a frame of the hypervisor's
 FIXMAP = 0xFBFFE000  # below virtual_top
 LARGE_AT = 0xC0800000  # a large page of the direct map, above what pagedguest maps
-GP, PF = 13, 14
-
-
-def started(hypervisor: str, *, pae: bool = False, interrupts: bool = False) -> PagedGuest:
-    guest = PagedGuest(hypervisor, pae=pae)
-    guest.cpu.set("eflags", 0x202 if interrupts else 2)
-    assert guest.init() == 0
-    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x1000)
-    return guest
-
-
-def called(guest: PagedGuest, name: str, *stack: int, **registers: int) -> None:
-    outcome = guest.call(name, *stack, **registers)
-    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
-
-
-def ran(guest: PagedGuest, text: str | bytes, limit: int = 2000, **registers: int) -> None:
-    outcome = guest.run(text, limit=limit, **registers)
-    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
 
 
 def set_entry(guest: PagedGuest, physical: int, value: int, flags: int = PT) -> None:

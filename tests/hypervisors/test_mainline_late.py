@@ -7,10 +7,10 @@ from __future__ import annotations
 import struct
 
 import pytest
+from mainlineguest import ALL, BOTH, CLONE, FREE, GP, PD, PDP, PF, PT, begin, called, ran, started
 from pagedguest import (
     BASE,
     DATA,
-    DEPRIVILEGED,
     DIRECTORY,
     GDT,
     HANDLERS,
@@ -21,33 +21,7 @@ from pagedguest import (
     segment,
 )
 
-ALL = pytest.mark.parametrize("hypervisor", DEPRIVILEGED)
-BOTH = pytest.mark.parametrize("pae", [False, True], ids=["two-level", "pae"])
-PT, PD, PDP, CLONE = 1, 2, 4, 0x20
-FREE = 0x300000  # physical pages that nothing uses
-GP, PF = 13, 14
 PERCPU, CANARY = 27 * 8, 28 * 8  # GDT_ENTRY_PERCPU, GDT_ENTRY_STACK_CANARY (2.6.32, asm/segment.h)
-
-
-def started(hypervisor: str, *, pae: bool = False) -> PagedGuest:
-    guest = PagedGuest(hypervisor, pae=pae)
-    begin(guest)
-    return guest
-
-
-def begin(guest: PagedGuest) -> None:
-    assert guest.init() == 0
-    guest.call("SetLinearMapping", 0, eax=0, edx=BASE, ecx=0x1000)
-
-
-def called(guest: PagedGuest, name: str, *stack: int, **registers: int) -> None:
-    outcome = guest.call(name, *stack, **registers)
-    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
-
-
-def ran(guest: PagedGuest, text: str | bytes, limit: int = 2000, **registers: int) -> None:
-    outcome = guest.run(text, limit=limit, **registers)
-    assert outcome.reason == "breakpoint", (outcome, guest.personality.violation)
 
 
 def load(guest: PagedGuest, linear: int) -> int:

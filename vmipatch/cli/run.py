@@ -201,7 +201,8 @@ def _check_hypervisor(hypervisor: str | None, rom: Path | None, cards: tuple[byt
 
 def _started(machine: Machine, hypervisor: str | None) -> bool:
     """Whether the hypervisor that was asked for ever ran the guest."""
-    return hypervisor in (None, "native") or bool(getattr(machine.personality, "active", True))
+    personality: Any = machine.personality
+    return hypervisor in (None, "native") or bool(personality.active)
 
 
 def _read(path: Path) -> bytes:
