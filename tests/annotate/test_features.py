@@ -32,7 +32,7 @@ BY_THE_MANUALS = {
     (10, 0): "XSAVEOPT", (10, 1): "XSAVEC", (10, 3): "XSAVES",
 }  # fmt: skip
 LINUX_S_OWN = {
-    (3, 1): "K6_MTRR", (3, 2): "CYRIX_ARR", (3, 3): "CENTAUR_MCR", (3, 4): "K8", (3, 6): "P3", (3, 7): "P4",
+    (3, 1): "K6_MTRR", (3, 2): "CYRIX_ARR", (3, 3): "CENTAUR_MCR", (3, 4): "K8", (3, 7): "P4",
     (3, 8): "CONSTANT_TSC", (3, 9): "UP", (3, 16): "REP_GOOD", (3, 20): "NOPL", (3, 21): "ALWAYS",
     (3, 28): "APERFMPERF", (7, 11): "PTI", (7, 21): "USE_IBPB", (8, 16): "XENPV", (8, 20): "PVUNLOCK",
     (8, 21): "VCPUPREEMPT", (11, 12): "RETPOLINE", (11, 14): "RETHUNK",
@@ -63,6 +63,39 @@ def test_bits_without_one_meaning_have_no_name(word: int, bit: int) -> None:
     assert feature_name(word * 32 + bit) == f"{word}*32+{bit}"
 
 
+@pytest.mark.parametrize(
+    ("word", "bit", "names"),
+    [
+        # arch/x86/include/asm/cpufeatures.h of each release
+        (3, 6, {(6, 1, 50): "P3", (6, 12, 95): "P3", (7, 2, 13): "ZEN6", (7, 3, 0): "ZEN6"}),
+        (3, 18, {(6, 1, 50): "LFENCE_RDTSC", (6, 5, 10): "3*32+18", (6, 12, 118): "CLEAR_CPU_BUF"}),
+        (3, 18, {(6, 18, 1): "CLEAR_CPU_BUF", (7, 3, 0): "CLEAR_CPU_BUF"}),
+        (8, 1, {(6, 1, 192): "VNMI", (6, 12, 118): "FLEXPRIORITY", (7, 3, 0): "FLEXPRIORITY"}),
+        (11, 19, {(6, 1, 192): "11*32+19", (6, 12, 118): "CALL_DEPTH", (7, 3, 0): "CALL_DEPTH"}),
+        (21, 5, {(6, 1, 192): "INDIRECT_THUNK_ITS", (6, 12, 118): "FAST_CPPC"}),
+        (21, 5, {(6, 15, 1): "21*32+5", (7, 2, 13): "AMD_FAST_CPPC"}),
+        (21, 6, {(6, 12, 118): "INDIRECT_THUNK_ITS", (7, 2, 13): "AMD_HTR_CORES"}),
+        (21, 10, {(6, 12, 118): "21*32+10", (7, 2, 13): "INDIRECT_THUNK_ITS", (7, 3, 0): "INDIRECT_THUNK_ITS"}),
+        (14, 24, {(7, 2, 13): "14*32+24", (7, 3, 0): "DPTI"}),
+        (23, 5, {(6, 12, 118): "BUG_ITS", (7, 3, 0): "BUG_SPECTRE_V2_USER"}),
+        (21, 11, {(6, 5, 10): "21*32+11", (6, 12, 118): "TSA_SQ_NO"}),  # a bug in 6.5
+    ],
+)  # fmt: skip
+def test_bits_that_moved_are_named_as_the_release_has_them(
+    word: int, bit: int, names: dict[tuple[int, ...], str]
+) -> None:
+    for version, name in names.items():
+        assert feature_name(word * 32 + bit, version) == name
+        if name.isidentifier():
+            assert numbers(version)[name] == word * 32 + bit
+
+
+def test_a_name_that_moved_has_no_number_of_its_own() -> None:
+    assert "INDIRECT_THUNK_ITS" not in numbers()
+    assert "INDIRECT_THUNK_ITS" not in numbers((6, 15))
+    assert numbers((6, 1, 192))["INDIRECT_THUNK_ITS"] == 21 * 32 + 5
+
+
 def test_what_the_nop_tables_ask_for_has_a_number() -> None:
     asked = {
         row["feature"]
@@ -81,3 +114,8 @@ def test_no_name_twice_and_no_bit_out_of_range() -> None:
     names = [name for row in words.values() for name in row.values()]
     assert len(set(names)) == len(names)
     assert all(0 <= int(bit) < 32 for row in words.values() for bit in row)
+    ranges = facts.load("isa", "features")["ranges"]
+    places = [tuple(map(int, place.split("*32+"))) for place in ranges]
+    assert all(0 <= word < 32 and 0 <= bit < 32 for word, bit in places)
+    assert not [p for p in places if str(p[1]) in words.get(str(p[0]), {})]
+    assert all(rows and all(2 <= len(row) <= 3 for row in rows) for rows in ranges.values())

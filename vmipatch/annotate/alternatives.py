@@ -25,7 +25,7 @@ MOST_FEATURES = 1024
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every alternative that the image's tables name, in table order."""
     code, replacements = Code(image), Code(image)
-    bits = image.bits
+    bits, version = image.bits, image.version
 
     def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
         site = unpack(layout, values)
@@ -52,7 +52,7 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
 
     def make(table: Table, layout: Layout, entry: Entry) -> Site:
         address, length, what = unpack(layout, entry.values)
-        op = feature_name(what.feature)
+        op = feature_name(what.feature, version)
         if what.inverted:
             op = "!" + op
         return Site(FAMILY, address, length, op, code.section, table.name, entry.address, what)
