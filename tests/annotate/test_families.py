@@ -192,6 +192,89 @@ def test_counted_tables(tmp_path: Path) -> None:
     assert [(f.id, f.section) for f in found.findings] == [("table-size", "__bug_table")]
 
 
+BUG_LAYOUTS = {
+    "rel16": (64, "iiiHH", 3),
+    "rel12": (64, "iiHH", 2),
+    "rel12-format": (64, "iiHxx", 2),
+    "rel8": (64, "iHxx", 1),
+    "abs32-verbose": (32, "IIHH", 0),
+    "abs32": (32, "IHxx", 0),
+    "abs64-verbose": (64, "QQHHxxxx", 0),
+    "abs64": (64, "QHxxxxxx", 0),
+}
+TRAPS = ("0F0B", "0FB9CC", "67480FB93A", "D6")
+
+
+def bug_table(kernel: Kernel, layout: str, count: int) -> None:
+    """``count`` entries; every fifth of those with a format is the argument of a call and names no trap."""
+    _, form, relative = BUG_LAYOUTS[layout]
+    at, size = kernel.tables, struct.calcsize("<" + form)
+    strings = kernel.tables + 0x10000
+    kernel.elf.section(".rodata", b"kernel/sched/core.c\0\0%s: bad\n\0", address=strings, flags="a")
+    rows = b""
+    for n in range(count):
+        argument = layout in ("rel16", "rel12-format") and n % 5 == 4
+        code = b"\x90" if argument else bytes.fromhex(TRAPS[n % len(TRAPS)])
+        pointers = [kernel.put(0x20 * n, code)]
+        if layout in ("rel16", "rel12-format"):
+            pointers.append(strings + 20 + n % 2)
+        if layout in ("rel16", "rel12", "abs32-verbose", "abs64-verbose"):
+            pointers.append(strings)
+        here = at + n * size
+        fields = [p - here - 4 * i if relative else p for i, p in enumerate(pointers)]
+        numbers = [100 + n] if form.count("H") == 2 else []
+        rows += struct.pack("<" + form, *fields, *numbers, 0x11 if argument else 1)
+    kernel.elf.section("__bug_table", rows, address=at, flags="aw", align=8)
+
+
+@pytest.mark.parametrize("layout", BUG_LAYOUTS)
+# 48 entries of any layout are a whole number of entries of every other one.
+@pytest.mark.parametrize("count", [2, 31, 48])
+def test_the_size_of_a_bug_entry_is_seen_in_its_bytes(layout: str, count: int, tmp_path: Path) -> None:
+    kernel = Kernel(BUG_LAYOUTS[layout][0])
+    bug_table(kernel, layout, count)
+    found = scan(kernel.open(tmp_path), ["bug_table"])
+    assert [(t.layout, t.count) for t in found.tables] == [(layout, count)]
+    assert found.findings == ()
+
+
+def test_a_bug_table_of_other_code_fits_no_layout(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    bug_table(kernel, "rel12", 48)
+    kernel.text[:] = b"\x90" * len(kernel.text)
+    found = scan(kernel.open(tmp_path), ["bug_table"])
+    assert [(f.id, f.severity) for f in found.findings] == [("table-layout", "warning")]
+    assert [t.layout for t in found.tables] == [None]
+
+
+def test_data_that_is_executable_by_its_header_is_no_code(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    kernel.put(0, b"\xf0\x0f\xb1\x0b")
+    data_at, locks = kernel.tables, kernel.tables + 0x1000
+    kernel.elf.section(".data", b"\xf0\x0f\xb1\x0b" * 8, address=data_at, flags="awx", align=4096)
+    sites = [kernel.start, data_at + 4]
+    rows = b"".join(struct.pack("<i", a - locks - 4 * i) for i, a in enumerate(sites))
+    kernel.elf.section(".smp_locks", rows, address=locks, flags="a", align=4)
+    image = kernel.open(tmp_path)
+    # The writer's segment of .data has the flag, as an old kernel's may: it is believed.
+    assert [s.name for s in image.code_sections] == [".data", ".text"]
+    data = bytearray(image.data)
+    for n in range(3):
+        flags = 64 + 56 * n + 4
+        if struct.unpack_from("<Q", data, flags + 12)[0] == data_at:
+            data[flags] &= ~1
+    (tmp_path / "vmlinux").write_bytes(data)
+    image = open_image(tmp_path / "vmlinux")
+    assert [s.name for s in image.code_sections] == [".text"]
+    section = image.section(".data")
+    assert section is not None
+    assert not section.exec
+    # A site in it is one all the same.
+    found = scan(image, ["smp_locks"])
+    assert [s.address for s in found.sites] == sites
+    assert found.findings == ()
+
+
 def test_families_are_listed_or_counted() -> None:
     assert set(LISTED) < set(FAMILIES)
 

@@ -2,9 +2,10 @@
 
 ``era`` is the kernel version from which a layout holds: ``2.6`` (markers of one
 long, one-byte lengths), ``4.20`` (32-bit markers), ``6.2`` (symbol numbers by
-name behind the markers), ``6.4`` (addresses and those numbers at the end).
-``addresses`` is ``absolute``, ``relative`` or ``percpu`` (relative with
-absolute per-cpu symbols).
+name behind the markers), ``6.4`` (addresses and those numbers at the end), ``7.0``
+(every part aligned to 4 bytes).  ``addresses`` is ``absolute``, ``relative``,
+``percpu`` (relative with absolute per-cpu symbols) or ``self`` (32-bit
+distances from each entry's own place, of 7.0).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def symbols(count: int, base: int, *, seed: int = 0, percpu: int = 0, long_every
     return found
 
 
-def build(rows: list[Symbol], *, bits: int, addresses: str, era: str) -> bytes:
-    """The bytes of all tables in their order; to be placed at a multiple of 8."""
+def build(rows: list[Symbol], *, bits: int, addresses: str, era: str, place: int = 0) -> bytes:
+    """The bytes of all tables in their order; to be placed at a multiple of 8, which ``place`` is the address of."""
     long = bits // 8
     version = tuple(map(int, era.split(".")))
     names, tokens = _compress([kind + name for _, kind, name in rows])
@@ -91,12 +92,18 @@ def build(rows: list[Symbol], *, bits: int, addresses: str, era: str) -> bytes:
         pieces = where + [parts[p] for p in order]
     out = bytearray()
     for piece in pieces:
-        out += bytes(-len(out) % long) + piece
+        out += bytes(-len(out) % (4 if version >= (7, 0) else long))
+        if addresses == "self" and piece is where[0]:
+            here = place + len(out)
+            piece = struct.pack(f"<{len(rows)}i", *(a - here - 4 * i for i, (a, _, _) in enumerate(rows)))
+        out += piece
     return bytes(out)
 
 
 def _addresses(values: list[int], bits: int, kind: str) -> list[bytes]:
     code = "Q" if bits == 64 else "I"
+    if kind == "self":
+        return [b""]  # filled in where its own place is known
     if kind == "absolute":
         return [struct.pack(f"<{len(values)}{code}", *values)]
     absolute = [v for v in values if v < 0x40000000] if kind == "percpu" else []

@@ -11,13 +11,15 @@ from kallsyms_writer import Symbol, build, symbols
 from vmipatch.image import kallsyms
 
 BASE = {32: 0xC1000000, 64: 0xFFFFFFFF81000000}
+# Where the first byte of the tables' surroundings is loaded: among the symbols, as a kernel's .rodata is.
+LOADED = {32: 0xC1100000, 64: 0xFFFFFFFF81100000}
 LAYOUTS = [
     (bits, addresses, era)
     for bits, addresses, era in itertools.product(
-        (32, 64), ("absolute", "relative", "percpu"), ("2.6", "4.20", "6.2", "6.4")
+        (32, 64), ("absolute", "relative", "percpu", "self"), ("2.6", "4.20", "6.2", "6.4", "7.0")
     )
-    if not (bits == 32 and addresses == "percpu")
-]
+    if not (bits == 32 and addresses == "percpu") and (era == "7.0") == (addresses == "self")
+] + [(32, "absolute", "7.0")]
 
 
 def noisy(blob: bytes, seed: int = 1) -> bytes:
@@ -28,15 +30,20 @@ def noisy(blob: bytes, seed: int = 1) -> bytes:
 
 
 def decode(rows: list[Symbol], bits: int, addresses: str, era: str) -> kallsyms.Kallsyms | None:
-    data = noisy(build(rows, bits=bits, addresses=addresses, era=era))
-    return kallsyms.find(data, bits, [(0, len(data))])
+    front = len(noisy(b"")) - 4008
+    data = noisy(build(rows, bits=bits, addresses=addresses, era=era, place=LOADED[bits] + front))
+    return find(data, bits)
+
+
+def find(data: bytes, bits: int) -> kallsyms.Kallsyms | None:
+    return kallsyms.find(data, bits, [(0, len(data))], lambda offset: LOADED[bits] + offset)
 
 
 @pytest.mark.parametrize(("bits", "addresses", "era"), LAYOUTS)
 @pytest.mark.parametrize("count", [257, 511, 512, 513, 1500])
 def test_every_layout_reads_back(bits: int, addresses: str, era: str, count: int) -> None:
     percpu = 30 if addresses == "percpu" else 0
-    long_every = 50 if era in ("6.2", "6.4") else 0
+    long_every = 50 if era in ("6.2", "6.4", "7.0") else 0
     rows = symbols(count, BASE[bits], seed=count, percpu=percpu, long_every=long_every)
     found = decode(rows, bits, addresses, era)
     assert found is not None
@@ -95,7 +102,7 @@ def test_tables_that_contradict_each_other_are_not_believed(damage: str) -> None
         tokens = kallsyms._token_table(bytes(data), data.index(b"0\0001\0002\0"))
         assert tokens is not None
         data[tokens[1] - 4 - tokens[1] % 4] ^= 1
-    assert kallsyms.find(bytes(data), 32, [(0, len(data))]) is None
+    assert find(bytes(data), 32) is None
 
 
 @pytest.mark.parametrize("addresses", ["absolute", "relative"])
@@ -115,13 +122,13 @@ def test_names_that_end_before_the_markers_are_not_believed() -> None:
         padding = tokens[1] - tokens[1] % 4 - 4 * ((count + 255) // 256) - 1
         if data[padding] == 0:
             data[padding] = 1
-            assert kallsyms.find(bytes(data), 32, [(0, len(data))]) is None
+            assert find(bytes(data), 32) is None
             return
     pytest.fail("none of these tables has padding")
 
 
 def test_nothing_in_nothing() -> None:
-    assert kallsyms.find(b"", 32, [(0, 0)]) is None
-    assert kallsyms.find(bytes(100000), 64, [(0, 100000)]) is None
+    assert find(b"", 32) is None
+    assert find(bytes(100000), 64) is None
     digits = b"".join(b"%d\0" % (i % 10) for i in range(20000))
-    assert kallsyms.find(digits, 32, [(0, len(digits))]) is None
+    assert find(digits, 32) is None

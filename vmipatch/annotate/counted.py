@@ -6,6 +6,7 @@ says is a finding.
 
 from __future__ import annotations
 
+from vmipatch.annotate import bugs
 from vmipatch.annotate.site import Finding, TableInfo
 from vmipatch.annotate.tables import Code, FamilyScan, Layout, Reason, choose, find_tables, guarded, load_format
 from vmipatch.image import Image
@@ -18,10 +19,11 @@ def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
     form = load_format(family)
     code = Code(image)
 
-    def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+    def executable(layout: Layout, values: tuple[int, ...]) -> Reason | None:
         # The unwinder's table ends behind the last instruction.
         return code.executable(values[0], 0)
 
+    check = bugs.checker(image) if family == bugs.FAMILY else executable
     tables, findings = [], []
     for table in find_tables(image, form):
         found, why, where = choose(table, form, image.bits, guarded(check), layout)

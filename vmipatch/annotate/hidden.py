@@ -38,17 +38,19 @@ class CodeBytes:
     """The image's instructions by virtual address, fast: executable sections, the largest first."""
 
     def __init__(self, image: Image) -> None:
-        placed = [s for s in image.sections if s.exec and s.file_size]
-        ranges = [(s.address, s.end, s.offset, s.name) for s in sorted(placed, key=lambda s: -s.size)]
+        placed = sorted(image.code_sections, key=lambda s: -s.size)
+        ranges = [(s.address, s.end, s.offset, s.name) for s in placed]
         if not image.sections:
             ranges = [(s.address, s.address + s.file_size, s.offset, "") for s in image.segments]
         self.ranges = ranges
+        odd = [s for s in image.sections if s.may_hold_code and not s.exec and s.file_size]
+        self._readable = [*ranges, *((s.address, s.end, s.offset, s.name) for s in odd)]
         self._data = image.data
         self._image = image if image.container == "module" else None
 
     def offset(self, address: int, length: int) -> int:
         """The offset in the image's data of ``length`` instruction bytes at an address, or -1."""
-        for start, end, offset, _ in self.ranges:
+        for start, end, offset, _ in self._readable:
             if start <= address and address + length <= end:
                 return address - start + offset
         return -1
@@ -64,7 +66,7 @@ class CodeBytes:
 
     def section(self, address: int) -> str:
         """The name of the executable section that an address is in."""
-        return next((name for start, end, _, name in self.ranges if start <= address < end), "")
+        return next((name for start, end, _, name in self._readable if start <= address < end), "")
 
 
 def find(image: Image, family: str, validator: Callable[[Layout], Valid]) -> list[Found]:

@@ -283,7 +283,7 @@ class Code:
         section = image.section_at(address)
         if section is None or not section.file_size:
             return Reason("entry-outside-image", f"names {address:#x}, which is outside the image")
-        if not section.exec:
+        if not section.may_hold_code:
             return Reason("site-not-executable", f"names {address:#x} in {section.name}, which is not executable")
         if address + length > section.end:
             return Reason("entry-outside-image", f"{length} bytes at {address:#x} run past the end of {section.name}")

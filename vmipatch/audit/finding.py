@@ -249,6 +249,20 @@ KINDS: Mapping[str, Kind] = _kinds(
         _ENTRY_HELP,
     ),
     Kind(
+        "bug-no-trap",
+        "Bug entry without a trap",
+        "warning",
+        "An entry of __bug_table names an instruction that does not trap.",
+        _ENTRY_HELP,
+    ),
+    Kind(
+        "bug-no-file",
+        "Bug entry without a file",
+        "warning",
+        "An entry of __bug_table names a source file whose name is no text.",
+        _ENTRY_HELP,
+    ),
+    Kind(
         "vmi-mixed-versions",
         "VMI annotations of two ABIs in one table",
         "error",

@@ -86,6 +86,11 @@ class Image:
         return self._by_name.get(name)
 
     @cached_property
+    def code_sections(self) -> tuple[Section, ...]:
+        """The sections in memory that hold instructions, in the order of the file; without bytes none is one."""
+        return tuple(s for s in self.sections if s.exec and s.alloc and s.file_size)
+
+    @cached_property
     def _section_map(self) -> SectionMap:
         return SectionMap(self.sections)
 
@@ -195,10 +200,16 @@ class Image:
 
         Using it raises :class:`ImageError` for a damaged symbol table or an unusable System.map.
         """
+        segments, placed = self._offset_to_virtual
+
+        def place(offset: int) -> int | None:
+            address = segments.find(offset)
+            return placed.find(offset) if address is None else address
+
         # Nothing of it may refer to the image, which would then live until it is collected as a cycle.
         loaders = origins.loaders(
             path=self.path, bits=self.bits, data=self.data, memory=self._memory, sections=self.sections,
-            section_map=self._section_map, windows=self._windows, module=self.container == "module",
+            section_map=self._section_map, windows=self._windows, place=place, module=self.container == "module",
             system_map=self._system_map,
         )  # fmt: skip
         return Symbols(loaders, self._section_map)

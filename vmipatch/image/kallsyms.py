@@ -15,6 +15,8 @@ What differs between kernels (scripts/kallsyms.c and kernel/kallsyms.c):
 - 6.1: lengths of 128 and more take two bytes (ULEB128).
 - 6.2: the symbol numbers in order of name, three bytes each, behind the markers.
 - 6.4: those and the addresses stand behind the token index.
+- 7.0: a 32-bit offset counts from its own place, and there is no base (a 32-bit kernel that cannot be
+  relocated has addresses); every part is aligned to 4 bytes, whatever the size of a long.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import accumulate, islice
 from mmap import mmap
+from operator import add, le
 
 from vmipatch.image.search import find_all
 from vmipatch.image.text import printable
@@ -48,6 +51,9 @@ _FIRST_MARKERS = re.compile(rb"(?=\0\0\0\0.(?:[\2-\xff]\0|.[\1\2])\0|\0{8}.(?:[\
 _STEP = 1 << 18
 # The lowest address that the kernel's own text can have: PAGE_OFFSET of VMSPLIT_1G; __START_KERNEL_map.
 _LOWEST = {32: 0x40000000, 64: 0xFFFFFFFF80000000}
+
+Place = Callable[[int], int | None]
+"""From an offset in the image's bytes to the virtual address of that byte, where it has one."""
 
 
 class Kallsyms:
@@ -97,8 +103,11 @@ class Kallsyms:
         return found
 
 
-def find(data: bytes | mmap, bits: int, windows: list[tuple[int, int]]) -> Kallsyms | None:
-    """The table in ``data``, or None; ``windows`` are the ranges of offsets to search, best first."""
+def find(data: bytes | mmap, bits: int, windows: list[tuple[int, int]], place: Place) -> Kallsyms | None:
+    """The table in ``data``, or None; ``windows`` are the ranges of offsets to search, best first.
+
+    ``place`` is asked where the table is: the newest layout tells addresses only by their distance from it.
+    """
     tried: set[int] = set()
     for start, stop in windows:
         for hit in find_all(data, _DIGITS, start, stop, limit=_MAX_HITS):
@@ -107,7 +116,7 @@ def find(data: bytes | mmap, bits: int, windows: list[tuple[int, int]]) -> Kalls
             found = _token_table(data, hit)
             if found is not None:
                 tried.add(hit)
-                table = _around(data, bits, *found)
+                table = _around(data, bits, place, *found)
                 if table is not None:
                     return table
     return None
@@ -134,12 +143,14 @@ def _token_table(data: bytes | mmap, digits: int) -> tuple[list[str], int, int] 
     return None
 
 
-def _around(data: bytes | mmap, bits: int, tokens: list[str], table: int, index_end: int) -> Kallsyms | None:
+def _around(
+    data: bytes | mmap, bits: int, place: Place, tokens: list[str], table: int, index_end: int
+) -> Kallsyms | None:
     long = bits // 8
     longest = max(map(len, tokens))
     for markers_at, markers in islice(_markers(data, table, long), _MAX_MARKERS):
         for count_at, names_at, starts in _names(data, markers_at, markers, long):
-            addresses = _addresses(data, bits, len(starts) - 1, count_at, index_end)
+            addresses = _addresses(data, bits, place, len(starts) - 1, count_at, index_end)
             if addresses is None:
                 continue
             names = data[names_at:markers_at]
@@ -236,7 +247,9 @@ def _starts(names: bytes, count: int, markers: tuple[int, ...]) -> list[int] | N
     return starts
 
 
-def _addresses(data: bytes | mmap, bits: int, count: int, count_at: int, index_end: int) -> list[int] | None:
+def _addresses(
+    data: bytes | mmap, bits: int, place: Place, count: int, count_at: int, index_end: int
+) -> list[int] | None:
     """The addresses, from in front of the number of symbols or from behind the token index."""
     long = bits // 8
     offsets_size = -(-4 * count // long) * long
@@ -256,7 +269,19 @@ def _addresses(data: bytes | mmap, bits: int, count: int, count_at: int, index_e
             values = _words(data, start, start + long * count, long).tolist()
             if values == sorted(values) and _LOWEST[bits] <= values[count // 2] and values[0] < values[-1]:
                 return values
-    return None
+    return _self_relative(data, bits, place, count, -(-index_end // 4) * 4)
+
+
+def _self_relative(data: bytes | mmap, bits: int, place: Place, count: int, offsets_at: int) -> list[int] | None:
+    """The addresses where each offset counts from its own place."""
+    first = place(offsets_at)
+    if first is None or offsets_at + 4 * count > len(data):
+        return None
+    offsets = memoryview(_words(data, offsets_at, offsets_at + 4 * count, 4)).cast("B").cast("i")
+    values = list(map(add, range(first, first + 4 * count, 4), offsets))
+    if not all(map(le, values, values[1:])) or not _LOWEST[bits] <= values[0] < values[-1] < 1 << bits:
+        return None
+    return values
 
 
 def _relative(data: bytes | mmap, bits: int, count: int, offsets_at: int, base_at: int) -> list[int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmipatch.errors import AddressError
 
@@ -21,7 +21,10 @@ PF_X, PF_W, PF_R = 1, 2, 4
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section header; ``offset`` and ``size`` are bytes.  A NOBITS section has no bytes in the file."""
+    """One section header; ``offset`` and ``size`` are bytes.  A NOBITS section has no bytes in the file.
+
+    ``is_data`` marks a section that holds no instructions although its flags say so (:func:`without_data`).
+    """
 
     name: str
     address: int
@@ -34,6 +37,7 @@ class Section:
     align: int = 1
     entry_size: int = 0
     index: int = 0
+    is_data: bool = False
 
     @property
     def end(self) -> int:
@@ -52,7 +56,12 @@ class Section:
 
     @property
     def exec(self) -> bool:
-        """Holds instructions by its flags."""
+        """Holds instructions: executable by its flags, and not data by where it lies."""
+        return bool(self.flags & SHF_EXECINSTR) and not self.is_data
+
+    @property
+    def may_hold_code(self) -> bool:
+        """Executable by its flags, data or not: ``.data`` of 7.x holds the code that kexec copies away."""
         return bool(self.flags & SHF_EXECINSTR)
 
     @property
@@ -84,6 +93,21 @@ class Segment:
     def exec(self) -> bool:
         """Executable by its flags."""
         return bool(self.flags & PF_X)
+
+
+def without_data(sections: Iterable[Section], segments: Iterable[Segment]) -> tuple[Section, ...]:
+    """The sections, those marked as data that only their own header calls executable.
+
+    From Linux 6.18 on the linker gives ``.data`` the flag, seen with it in 6.18, 7.2 and 7.3; the segment that it is
+    loaded by stays without, as its pages do.  ``.init.text`` lies in such a segment too, but nobody writes to it.
+    """
+    plain = [(s.address, s.end) for s in segments if not s.exec]
+    return tuple(
+        replace(s, is_data=True)
+        if s.write and s.exec and any(start <= s.address and s.end <= end for start, end in plain)
+        else s
+        for s in sections
+    )
 
 
 class AddressMap:

@@ -13,6 +13,7 @@ from os import PathLike, fspath
 from vmipatch.errors import ImageError
 from vmipatch.image import bzimage, decompress, elf, kallsyms, module, raw, symtab
 from vmipatch.image.image import Image
+from vmipatch.image.model import without_data
 
 StrPath = str | PathLike[str]
 # CONFIG_PHYSICAL_ALIGN of the kernels whose bzImage holds no ELF file (Linux before 2.6.26): they
@@ -78,7 +79,7 @@ def _elf(
     payload: bzimage.Payload | None = None,
 ) -> Image:
     headers = elf.parse(data, name)
-    sections = headers.sections
+    sections = without_data(headers.sections, headers.segments)
     container = "elf" if payload is None else "bzimage"
     linked = None
     if headers.type == elf.ET_REL and payload is None:
@@ -109,7 +110,7 @@ def _bzimage(name: str, file: mmap, system_map: StrPath | None) -> Image:
         return _elf(name, file, data, system_map, payload.compression, payload)
     # An old kernel's payload is its bare memory, whose address its own symbols know.
     for bits in (32, 64):
-        table = kallsyms.find(data, bits, [(0, len(data))])
+        table = kallsyms.find(data, bits, [(0, len(data))], lambda _: None)
         if table is not None:
             base = table.addresses[0] - table.addresses[0] % _OLD_ALIGN
             _, segment = raw.segment(base, len(data), file=name)

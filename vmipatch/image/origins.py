@@ -26,13 +26,15 @@ def loaders(
     sections: tuple[Section, ...],
     section_map: SectionMap,
     windows: list[tuple[int, int]],
+    place: kallsyms.Place,
     module: bool,
     system_map: str | PathLike[str] | None,
 ) -> dict[str, Loader]:
     """The reader of each origin that an image of these parts can have, by the origin's name.
 
     ``memory`` is ``data`` with a module's relocations applied; ``windows`` are
-    the ranges of offsets in which kallsyms is looked for.
+    the ranges of offsets in which kallsyms is looked for; ``place`` gives the
+    virtual address of an offset.
     """
 
     def read_symtab() -> SymbolTable:
@@ -49,7 +51,7 @@ def loaders(
         return symtab.kind(section).upper() if section else "A"
 
     def read_kallsyms() -> Kallsyms | None:
-        return kallsyms.find(data, bits, windows)
+        return kallsyms.find(data, bits, windows, place)
 
     def read_system_map() -> Table:
         assert system_map is not None
