@@ -46,6 +46,23 @@ def load(kind: str, name: str) -> Spec:
     return parse((root() / kind / f"{name}.toml").read_text("utf-8"), f"specs/{kind}/{name}.toml")
 
 
+@cache
+def whole(kind: str, name: str) -> Spec:
+    """The spec with all that it takes over from the one that it is ``like``, tables merged key by key.
+
+    Callers must not change it.  Raises as :func:`load` does.
+    """
+    spec = load(kind, name)
+    return _over(whole(kind, spec["like"]), spec) if "like" in spec else spec
+
+
+def _over(old: Spec, new: Spec) -> Spec:
+    """Two tables as one, key by key; of anything but tables the new one holds."""
+    both = old.keys() & new.keys()
+    tables = {k: _over(old[k], new[k]) for k in both if isinstance(old[k], dict) and isinstance(new[k], dict)}
+    return {**old, **new, **tables}
+
+
 def load_path(path: Path) -> Spec:
     """A user's own spec file; raises :class:`SpecError` if it cannot be read."""
     try:

@@ -115,9 +115,8 @@ def assert_patched_like(
     found = scan(before)
     if target is None:
         target = _target(before, found, cpu, features, cpus, rom, rom_base, kernel)
-    plan = planner.plan(before, found, target, kernel=None if kernel is None else parse_version(kernel))
-    if sealed:
-        plan = planner.sealed(before, found, plan, target)
+    version = None if kernel is None else parse_version(kernel)
+    plan = planner.plan(before, found, target, kernel=version, seal=sealed)
     _same_bytes(before, after, found, plan)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import struct
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.elfwriter import ElfWriter
 from vmipatch.annotate import FAMILIES, Site, scan
-from vmipatch.annotate.scanner import LISTED
+from vmipatch.annotate.family import Family, Sealing, Written
 from vmipatch.annotate.site import JumpLabel, Mcount, StaticCall, Thunk
+from vmipatch.annotate.tables import load_format
 from vmipatch.image import Image, open_image
 
 TEXT = {32: 0xC1000000, 64: 0xFFFFFFFF81000000}
@@ -275,8 +277,18 @@ def test_data_that_is_executable_by_its_header_is_no_code(tmp_path: Path) -> Non
     assert found.findings == ()
 
 
-def test_families_are_listed_or_counted() -> None:
-    assert set(LISTED) < set(FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda f: f.name)
+def test_a_row_says_all_of_a_family(family: Family) -> None:
+    """Each family has its tables, its reader and one who writes it; what the boot writes has a pass."""
+    assert load_format(family.name).layouts
+    assert family.help.endswith(".")
+    if family.module:
+        module = import_module(f"vmipatch.annotate.{family.module}")
+        assert family.name == module.FAMILY
+        assert callable(module.scan)
+        assert family.listed or callable(module.count)
+    assert (family.written is Written.NEVER) == (not family.module)
+    assert family.written is Written.AT_BOOT or family.sealing is Sealing.NONE
 
 
 @pytest.mark.parametrize("seed", range(8))

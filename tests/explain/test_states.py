@@ -12,11 +12,13 @@ from tests.corewriter import core
 from tests.elfwriter import ElfWriter
 from vmipatch.annotate import Site, scan
 from vmipatch.annotate.site import JumpLabel, Lock, RuntimeConst, StaticCall
-from vmipatch.explain import Memory, engine, states
+from vmipatch.explain import Memory, engine
 from vmipatch.explain.ground import Ground
+from vmipatch.explain.late import LATE, Live, staticcalls
 from vmipatch.explain.running import Running
 from vmipatch.image import Image, open_image
-from vmipatch.isa import nops
+from vmipatch.patch.passes import Boot
+from vmipatch.patch.rules import eras
 
 TEXT, DATA = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000
 ONE, TWO, RETURN0, THUNK, KEY, VARIABLE = TEXT, TEXT + 16, TEXT + 32, TEXT + 48, DATA, DATA + 64
@@ -56,11 +58,19 @@ def running(image: Image, folder: Path, text: bytes, data: bytes) -> Running:
     return Running(image, Memory(dump), 0, None, "made")
 
 
+def live(image: Image, dump: Running | None) -> Live:
+    """A boot by the rules of 6.1, whose nops for x86-64 are those of the P6."""
+    rules = next(era for era in eras() if era.name == "linux-5.13")
+    return Live(Boot(image, rules, rules.nop_tables(64)[0]), dump)
+
+
 def left(image: Image, found: bytearray, sites: list[Site], dump: Running | None, thunk: int | None = None) -> set[int]:
     """Sites of static calls that are not as expected, by number."""
-    forms = states.CallForms(64, NOP, RETURN0, (bytes.fromhex("2E2E2E31C0"), bytes.fromhex("6631C06690")), thunk, None)
+    forms = staticcalls.CallForms(
+        64, NOP, RETURN0, (bytes.fromhex("2E2E2E31C0"), bytes.fromhex("6631C06690")), thunk, None
+    )
     ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(found))
-    states.static_calls(ground, sites, dump, forms)
+    staticcalls.expect(ground, sites, dump, forms)
     return {
         site.entry for site in sites
         if ground.found[site.address - TEXT : site.end - TEXT] != ground.expected[site.address - TEXT : site.end - TEXT]
@@ -132,7 +142,7 @@ def test_runtime_constants_are_what_the_variable_holds(image: Image, tmp_path: P
 
     def wrong(found: bytearray, dump: Running | None) -> set[int]:
         ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(found))
-        states.runtime_consts(ground, sites, dump)
+        LATE["runtime_consts"].expect(ground, sites, live(image, dump))
         return {(address - CALLS) // 16 for address, _ in ground.differences()}
 
     assert wrong(text, running(image, tmp_path, text, bytes(64) + value)) == set()
@@ -151,7 +161,7 @@ def test_the_count_of_a_key(image: Image, tmp_path: Path, count: int, explained:
         text = laid({0: code})
         ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
         dump = running(image, tmp_path, text, struct.pack("<i", count))
-        states.jump_labels(ground, [site], dump, nops.table("p6"))
+        LATE["jump_labels"].expect(ground, [site], live(image, dump))
         if next(ground.differences(), None) is None:
             good.add(taken)
     assert good == explained
@@ -163,12 +173,12 @@ def test_the_return_thunk_is_what_the_kernels_variable_says(image: Image, tmp_pa
     ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
     found = scan(image, ["return_sites"])
     dump = running(image, tmp_path, text, bytes(128) + struct.pack("<Q", THUNK))
-    assert engine._thunks(image, dump, found, ground).return_thunk == THUNK
+    assert engine._return_thunk(image, dump, found, ground) == THUNK
     sites = tuple(Site("return_sites", CALLS + 16 * n, 5, "return", "", "", n, Lock()) for n in range(9))
     text = laid({n: near(0xE9, CALLS + 16 * n, TWO) for n in range(9)})
     ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
     dump = running(image, tmp_path, text, bytes(128) + struct.pack("<Q", THUNK))
-    assert engine._thunks(image, dump, replace(found, sites=sites), ground).return_thunk == THUNK
+    assert engine._return_thunk(image, dump, replace(found, sites=sites), ground) == THUNK
     # Text alone: what they agree on.
     alone = running(image, tmp_path, text, b"")
-    assert engine._thunks(image, alone, replace(found, sites=sites), ground).return_thunk == TWO
+    assert engine._return_thunk(image, alone, replace(found, sites=sites), ground) == TWO

@@ -22,7 +22,6 @@ from guestmachine import (
 
 import vmipatch
 from vmipatch.patch.cpu import from_spec
-from vmipatch.patch.planner import sealed
 from vmipatch.patch.target import Native, OnRom, rom_at
 from vmipatch.rombuild.inspect import relocations
 
@@ -61,7 +60,7 @@ def test_a_sealed_kernel_runs_on_its_rom(form: str, hypervisor: str, tmp_path: P
     image = vmipatch.open_image(elf(form))
     found = vmipatch.scan(image)
     target = OnRom(rom_at(image, found, file, ROM_PLACE))
-    planned = sealed(image, found, vmipatch.plan(image, found, target), target)
+    planned = vmipatch.plan(image, found, target, seal=True)
     vmipatch.apply(image, planned, tmp_path / "sealed.elf")
     boot = on_rom(form, hypervisor, tmp_path / "sealed.elf")
     assert boot.run(until=DONE) == "until"

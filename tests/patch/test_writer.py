@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from vmipatch.errors import PatchError
 from vmipatch.image import open_image
 from vmipatch.patch import Native, Plan, apply, plan, restore
 from vmipatch.patch.cpu import Cpu
-from vmipatch.patch.planner import sealed
 
 CPU = Cpu("test", "GenuineIntel", 6, 1, 1, (1 << 26,) + (0,) * 23)
 CLI = [sys.executable, "-m", "vmipatch"]
@@ -47,8 +47,7 @@ def source(tmp_path: Path) -> Path:
 def planned(path: Path, *, seal: bool = False) -> Plan:
     image = open_image(path)
     found = scan(image)
-    made = plan(image, found, Native(CPU))
-    return sealed(image, found, made, Native(CPU)) if seal else made
+    return plan(image, found, Native(CPU), seal=seal)
 
 
 def others(folder: Path, *known: str) -> list[str]:
@@ -105,7 +104,7 @@ def test_a_patched_image_can_be_patched_again_to_the_same_bytes(source: Path) ->
     image = open_image(out)
     found = scan(image)
     rest = [s for s in found.sites if s.family != "parainstructions"]
-    again = plan(image, type(found)(found.tables, tuple(rest), ()), Native(CPU))
+    again = plan(image, replace(found, sites=tuple(rest), findings=()), Native(CPU))
     assert not again.changes()
 
 

@@ -3,7 +3,8 @@
 Imports image, isa, facts and errors.
 """
 
-from vmipatch.annotate.scanner import FAMILIES, scan
+from vmipatch.annotate.family import FAMILIES
+from vmipatch.annotate.scanner import scan
 from vmipatch.annotate.site import Finding, Scan, Site, TableInfo
 
 __all__ = ["FAMILIES", "Finding", "Scan", "Site", "TableInfo", "scan"]

@@ -11,8 +11,6 @@ from vmipatch.annotate.site import Finding, TableInfo
 from vmipatch.annotate.tables import Code, FamilyScan, Layout, Reason, choose, find_tables, guarded, load_format
 from vmipatch.image import Image
 
-FAMILIES = ("ex_table", "bug_table", "orc")
-
 
 def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
     """The tables of a family, no sites."""

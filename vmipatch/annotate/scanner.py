@@ -6,39 +6,16 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vmipatch.annotate.family import FAMILIES
 from vmipatch.annotate.site import Finding, Scan, Site
 from vmipatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vmipatch.image import Image
 
-FAMILIES: Mapping[str, str] = {
-    "vmi": "vmi",
-    "afterburn": "afterburn",
-    "parainstructions": "parainstructions",
-    "altinstructions": "alternatives",
-    "smp_locks": "locks",
-    "retpoline_sites": "retpolines",
-    "return_sites": "returns",
-    "call_sites": "callsites",
-    "endbr_seal": "endbr",
-    "mcount": "mcount",
-    "jump_labels": "jumplabels",
-    "static_calls": "staticcalls",
-    "runtime_consts": "runtimeconsts",
-    "ex_table": "counted",
-    "bug_table": "counted",
-    "orc": "counted",
-}
-"""Family name to the module of this package that reads it."""
-
-LISTED = ("vmi", "afterburn", "parainstructions", "altinstructions", "smp_locks")
-"""Families whose sites a scan gives when no family is asked for; of the others, which have a hundred thousand
-sites in a kernel, the entries are counted."""
-
 
 def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[str, str] | None = None) -> Scan:
-    """Every site of the given families; by default those of :data:`LISTED`, and the number of entries of the others.
+    """Every site of the given families; by default those of the listed ones, and the entries of the others counted.
 
     ``layouts`` overrides what the evidence says, by family name.  Raises
     :class:`UsageError` for a family or a layout that does not exist.
@@ -48,20 +25,22 @@ def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[s
     for name in (*wanted, *layouts):
         if name not in FAMILIES:
             raise UsageError(f"no family named {name!r}; there are: {', '.join(FAMILIES)}")
-    tables, sites, findings = [], [], []
+    tables, sites, findings, read = [], [], [], []
     for name in wanted:
-        module = import_module(f"vmipatch.annotate.{FAMILIES[name]}")
-        if FAMILIES[name] == "counted":
+        family = FAMILIES[name]
+        module = import_module(f"vmipatch.annotate.{family.module or 'counted'}")
+        if not family.module:
             more = module.scan(image, name, layouts.get(name))
-        elif families is None and name not in LISTED:
+        elif families is None and not family.listed:
             more = module.count(image)
         else:
             more = module.scan(image, layouts.get(name))
+            read.append(name)
         tables += more[0]
         sites += more[1]
         findings += more[2]
     findings += overlaps(sites)
-    return Scan(tuple(tables), tuple(sites), tuple(findings))
+    return Scan(tuple(tables), tuple(sites), tuple(findings), tuple(read))
 
 
 def overlaps(sites: list[Site]) -> list[Finding]:

@@ -193,8 +193,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """All that a scan found; ``sites`` in table order (order is meaning: later entries win)."""
+    """All that a scan found; ``sites`` in table order (order is meaning: later entries win).
+
+    ``families`` are those whose sites were read; of others the entries were counted at most.
+    """
 
     tables: tuple[TableInfo, ...]
     sites: tuple[Site, ...]
     findings: tuple[Finding, ...]
+    families: tuple[str, ...] = ()
+
+    def of(self, family: str) -> list[Site]:
+        """The sites of one family, in table order."""
+        return [s for s in self.sites if s.family == family]

@@ -47,11 +47,14 @@ def diff(
     from vmipatch.report import diff as report
 
     opened, found = open_and_scan(image, None, system_map, None, None)
-    if cpu is None and features is None and path_of(patched).exists():
-        wanted = from_description(read(patched).target, opened, found, patched)
+    record = read(patched) if path_of(patched).exists() else None
+    if cpu is None and features is None and record is not None:
+        wanted = from_description(record.target, opened, found, patched)
     else:
         wanted = choose_target(native(cpu, features, cpus, opened, kernel), None, None, None, opened, found)
-    rows = compare(opened, open_image(patched), found, plan(opened, found, wanted, kernel=parse(kernel)))
+    seal = record is not None and record.sealed
+    planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal)
+    rows = compare(opened, open_image(patched), found, planned)
     if html is not None:
         from vmipatch.report.html import render
         from vmipatch.report.pages import diff_page

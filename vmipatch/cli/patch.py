@@ -55,7 +55,7 @@ def patch(
     """
     from vmipatch.errors import UsageError
     from vmipatch.patch import apply
-    from vmipatch.patch.planner import plan, sealed
+    from vmipatch.patch.planner import plan
     from vmipatch.patch.writer import changes_of
     from vmipatch.report import patch as report
 
@@ -69,9 +69,7 @@ def patch(
     if in_place and opened.compression is not None and not repack:
         raise UsageError(f"{image} is packed: its patched ELF needs a file of its own, give -o OUT (or --repack)")
     wanted = choose_target(native(cpu, features, cpus, opened, kernel), rom, rom_base, target, opened, found)
-    planned = plan(opened, found, wanted, kernel=parse(kernel))
-    if seal:
-        planned = sealed(opened, found, planned, wanted)
+    planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal)
     if repack and not dry_run:
         progress("packing the kernel again: this takes some seconds")
     if dry_run or output is None:

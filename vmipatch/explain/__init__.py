@@ -4,7 +4,8 @@ Imports patch, annotate, image, isa, facts and errors.
 """
 
 from vmipatch.explain.engine import explain
-from vmipatch.explain.legal import ANYWHERE, DOMAINS, Legal, State, legal
+from vmipatch.explain.late import State
+from vmipatch.explain.legal import ANYWHERE, DOMAINS, Legal, legal
 from vmipatch.explain.memory import Memory
 from vmipatch.explain.result import Explanation, Proved, Unexplained
 

@@ -1,39 +1,57 @@
 """The explanation: what this kernel must have made of its text by now, and where it is anything else.
 
 Boot's patches come from the one planner; what a running kernel changes later from
-explain.states; what tracing and probing change from explain.tracing and explain.probes, on evidence.
+explain.late; what tracing and probing change from explain.tracing and explain.probes, on evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vmipatch.annotate import Scan, Site, scan
+from vmipatch.annotate.family import AT_RUN_TIME
 from vmipatch.errors import ImageError, UsageError
-from vmipatch.explain import cpudata, fit, probes, runs, states, thunks, tracing
+from vmipatch.explain import cpudata, fit, probes, runs, thunks, tracing
 from vmipatch.explain.ground import Ground
+from vmipatch.explain.late import LATE, Data, Live, Tally
 from vmipatch.explain.locate import locate
 from vmipatch.explain.memory import Memory
 from vmipatch.explain.result import Explanation, Proved
 from vmipatch.explain.running import Running
 from vmipatch.image import Image
 from vmipatch.image.model import Section
-from vmipatch.isa import nops as nop_tables
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.passes import Boot
 from vmipatch.patch.patch import Plan
-from vmipatch.patch.planner import Boot, plan, refuse_findings
+from vmipatch.patch.planner import boot_plan, refuse_findings
 from vmipatch.patch.rules import Rules, choose
 from vmipatch.patch.slide import moved
 from vmipatch.patch.target import Native
 
-BOOT = (
-    "parainstructions", "altinstructions", "smp_locks", "retpoline_sites", "return_sites", "endbr_seal",
-)  # fmt: skip
-RUN_TIME = ("mcount", "jump_labels", "static_calls", "runtime_consts")
+EVIDENCE = ("parainstructions", "altinstructions", "smp_locks", "retpoline_sites", "return_sites")
+"""The families that tell of a machine; the planner reads the others where it runs their passes."""
 
-_MOVED_BY = frozenset(("altinstructions", "parainstructions"))
-"""Families whose sites can hold a field that KASLR changes; the others hold relative branches and prefixes."""
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as it runs: all that its own text and its modules are explained by."""
+
+    image: Image
+    running: Running
+    boot: Boot
+    data: Data | None
+    """The dump's data, where it has the kernel's."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One stretch of text with what stands where: its ground, the sites in it, how its late families stand."""
+
+    ground: Ground
+    sites: tuple[Site, ...]
+    tallies: dict[str, Tally]
+    proved: list[Proved]
 
 
 def explain(
@@ -51,46 +69,54 @@ def explain(
         raise ImageError("cut short: it lacks a part of the kernel's text", file=memory.path, address=text.address)
     evidence = [f"kernel found {running.how}" + (f", moved by {running.slide:#x}" if running.slide else "")]
     ground = Ground(image, text.address, bytes(image.data[text.offset : text.offset + text.size]), found)
-    boot_scan, late = scan(image, BOOT), scan(image, RUN_TIME)
-    for found_scan in (boot_scan, late):
-        refuse_findings(image, found_scan)
+    boot_scan = scan(image, EVIDENCE)
+    refuse_findings(image, boot_scan)
     rules, warnings = choose(kernel or image.version, boot_scan.tables, image.path)
     native, how = _machine(image, running, ground, boot_scan, cpu, kernel, rules)
     evidence += how
     if memory.missing:
         warnings.append(f"the dump is cut short: its headers name {memory.missing} bytes more than it has")
-    boot = _thunks(image, running, boot_scan, ground)
-    planned = plan(image, boot_scan, native, kernel=kernel, boot=boot)
+    thunk = _return_thunk(image, running, boot_scan, ground)
+    planned = boot_plan(image, boot_scan, native, kernel=kernel, return_thunk=thunk)
+    boot = Boot(image, rules, rules.nop_table(native.cpu, image.bits), native, thunk)
+    whole = Kernel(image, running, boot, running if _has_data(running) else None)
     lay_plan(ground, planned)
     _relocate(image, running.slide, ground, planned)
-    nops = nop_tables.table(planned.nops) if planned.nops else rules.nop_table(native.cpu, image.bits)
-    here = [s for s in late.sites if text.address <= s.address and s.end <= text.end]
-    inside = [s for s in boot_scan.sites if text.address <= s.address and s.end <= text.end]
-    data = running if _has_data(running) else None
-    tallies = {
-        "mcount": states.mcount(ground, _of(here, "mcount"), states.five_byte_nop(nops)),
-        "jump_labels": states.jump_labels(ground, _of(here, "jump_labels"), data, nops),
-        "static_calls": states.static_calls(
-            ground, _of(here, "static_calls"), data, call_forms(image, rules, native.cpu, boot, nops)
-        ),
-    }
-    if constants := _of(here, "runtime_consts"):
-        tallies["runtime_consts"] = states.runtime_consts(ground, constants, data)
-    proved = _run_time_evidence(ground, running, here, inside)
-    if data is not None:
-        proved += states.flipped(ground, _of(here, "jump_labels"), data)
-    said = [f"{name}: {n} sites by {how}" for name, t in tallies.items() for how, n in t.evidence.items()]
-    everything = [*boot_scan.sites, *late.sites]
-    listed, number, count = runs.unexplained(ground, everything)
+    boot_sites = [s for family in rules.boot for s in planned.sites.get(family) or boot_scan.of(family)]
+    compared = finish(whole, ground, boot_sites)
+    said = [f"{name}: {n} sites by {how}" for name, t in compared.tallies.items() for how, n in t.evidence.items()]
+    listed, number, count = runs.unexplained(ground, compared.sites)
     return Explanation(
         start=text.address, total=text.size, slide=running.slide, unexplained_bytes=count,
         by_cause=dict(ground.counts().most_common()),
-        states={name: dict(t.states) for name, t in tallies.items()},
+        states={name: dict(t.states) for name, t in compared.tallies.items()},
         evidence=evidence + said,
-        unexplained=listed, runs=number, proved=proved,
+        unexplained=listed, runs=number, proved=compared.proved,
         warnings=list(dict.fromkeys([*warnings, *planned.warnings])),
-        ground=ground, sites=tuple(everything),
+        ground=ground, sites=compared.sites,
     )  # fmt: skip
+
+
+def finish(kernel: Kernel, ground: Ground, boot_sites: Sequence[Site]) -> Compared:
+    """What a running kernel changes after its boot, over a ground that already has what the boot wrote.
+
+    ``boot_sites`` are the sites of the boot's passes, wherever they are; sites of later changes are read from the
+    ground's own image.
+    """
+    late = scan(ground.image, AT_RUN_TIME)
+    refuse_findings(ground.image, late)
+    here = {family: _inside(ground, late.of(family)) for family in AT_RUN_TIME}
+    live = Live(kernel.boot, kernel.data)
+    tallies = {family: LATE[family].expect(ground, sites, live) for family, sites in here.items() if sites}
+    proved: list[Proved] = []
+    if next(ground.differences(), None) is not None:
+        inside = _inside(ground, boot_sites)
+        thunks.prove(ground, kernel.running, [s for s in inside if s.family == "retpoline_sites"])
+        proved += tracing.prove(ground, kernel.running, here["mcount"])
+        proved += probes.prove(ground, kernel.running)
+    for family, sites in here.items():
+        proved += LATE[family].proved(ground, sites, live)
+    return Compared(ground, (*boot_sites, *late.sites), tallies, proved)
 
 
 def text_of(image: Image) -> Section:
@@ -103,8 +129,8 @@ def text_of(image: Image) -> Section:
     return section
 
 
-def _of(sites: Sequence[Site], family: str) -> list[Site]:
-    return [s for s in sites if s.family == family]
+def _inside(ground: Ground, sites: Sequence[Site]) -> list[Site]:
+    return [s for s in sites if ground.base <= s.address and s.end <= ground.end]
 
 
 def _has_data(running: Running) -> bool:
@@ -123,7 +149,7 @@ def _machine(
 ) -> tuple[Native, list[str]]:
     """The CPU and the number of CPUs, and where each is known from."""
     cpus, locked = fit.cpus(ground, found, rules)
-    said = [f"CPUs: {'one' if cpus == 1 else 'several'}, as {locked} lock prefixes say"]
+    said = [f"CPUs: {'one' if cpus == 1 else 'several'}, as {locked} lock prefixes say"] if locked else []
     if cpu is not None:
         return Native(cpu, cpus), [f"features: {cpu.name}", *said]
     address = image.symbols.lookup("boot_cpu_data")
@@ -141,12 +167,11 @@ def _machine(
     return Native(best, cpus), [f"features: best fit to the text, {share}", *said]
 
 
-def _thunks(image: Image, running: Running, found: Scan, ground: Ground) -> Boot:
+def _return_thunk(image: Image, running: Running, found: Scan, ground: Ground) -> int | None:
     """What returns were made of: ``x86_return_thunk`` where the dump has it, else what most of them jump to."""
-    its = image.symbols.lookup("its_return_thunk")
     address = image.symbols.lookup("x86_return_thunk")
     thunk = running.pointer(address) if address is not None else None
-    return Boot(thunk or fit.return_thunk(ground, found), its)
+    return thunk or fit.return_thunk(ground, found)
 
 
 def lay_plan(ground: Ground, planned: Plan) -> None:
@@ -166,35 +191,12 @@ def _relocate(image: Image, slide: int, ground: Ground, planned: Plan) -> None:
             f"the running kernel was moved by {slide:#x}, and the image has no relocation table: give its bzImage",
             file=image.path,
         )
-    tied = Plan(
-        tuple(p for p in planned.patches if p.cause.family in _MOVED_BY and ground.base <= p.address < ground.end)
-    )
+    here = Plan(tuple(p for p in planned.patches if ground.base <= p.address < ground.end))
     for fields, width, value in (
         (table.absolute32, 4, slide), (table.absolute64, 8, slide), (table.inverse32, 4, -slide),
     ):  # fmt: skip
         inside = [f for f in fields if ground.base <= f < ground.end]
         ground.relocate_pristine(inside, width, value)
-        lost, gained = moved(tied, fields, width)
+        lost, gained = moved(here, fields, width)
         now = set(inside) - lost | {f for f in gained if ground.base <= f < ground.end}
         ground.add(sorted(now), width, value)
-
-
-def call_forms(image: Image, rules: Rules, cpu: Cpu, boot: Boot, nops: nop_tables.NopTable) -> states.CallForms:
-    """How this kernel writes static calls on that CPU."""
-    from vmipatch.patch import returns
-
-    spec = rules.section("static_calls")
-    forms = tuple(bytes.fromhex(x) for x in spec.get("return0", ["2E2E2E31C0"]))
-    thunk = boot.return_thunk if returns.wants_thunk(cpu) else None
-    return0 = image.symbols.lookup("__static_call_return0")
-    return states.CallForms(image.bits, states.five_byte_nop(nops), return0, forms, thunk, boot.its_thunk)
-
-
-def _run_time_evidence(
-    ground: Ground, running: Running, sites: Sequence[Site], boot_sites: Sequence[Site]
-) -> list[Proved]:
-    """What tracing and probing wrote, and branches to thunks made while booting, where the dump proves it."""
-    if next(ground.differences(), None) is None:
-        return []
-    thunks.prove(ground, running, _of(boot_sites, "retpoline_sites"))
-    return tracing.prove(ground, running, _of(sites, "mcount")) + probes.prove(ground, running)

@@ -13,7 +13,7 @@ from vmipatch.explain.ground import Ground
 from vmipatch.image import Image
 from vmipatch.isa import branch
 from vmipatch.patch.cpu import Cpu
-from vmipatch.patch.planner import Boot, plan
+from vmipatch.patch.planner import boot_plan
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.target import Native
 
@@ -63,7 +63,7 @@ def features(
         fixed[known["RETPOLINE"]] = same * 2 > len(kept)
     fixed[known["ALWAYS"]] = True
     words |= fixed
-    thunk = Boot(return_thunk(ground, found), image.symbols.lookup("its_return_thunk"))
+    thunk = return_thunk(ground, found)
     groups = _clusters(_inside(ground, found, "altinstructions"))
     others = sorted(
         (s for s in found.sites if s.family not in ("altinstructions", "smp_locks")), key=lambda s: s.address
@@ -75,9 +75,8 @@ def features(
         members = {id(s) for group in some for s in group}
         near = {id(s) for group in some for s in _touched(group, others, starts)}
         sites = tuple(s for s in found.sites if id(s) in members or id(s) in near)
-        planned = plan(
-            image, replace(found, sites=sites), Native(_with(empty, choice), count), kernel=kernel, boot=thunk
-        )
+        native = Native(_with(empty, choice), count)
+        planned = boot_plan(image, replace(found, sites=sites), native, kernel=kernel, return_thunk=thunk)
         laid: dict[int, int] = {}
         for patch in planned.patches:
             for i, byte in enumerate(patch.new):

@@ -13,30 +13,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
-from vmipatch.annotate import Scan, Site, scan
-from vmipatch.annotate.features import feature_name, numbers
-from vmipatch.annotate.site import Alternative, JumpLabel, RuntimeConst, StaticCall
-from vmipatch.explain import states
-from vmipatch.explain.engine import BOOT, RUN_TIME, text_of
+from vmipatch.annotate import Site, scan
+from vmipatch.annotate.family import AT_RUN_TIME
+from vmipatch.annotate.site import Alternative
+from vmipatch.explain.engine import EVIDENCE, text_of
+from vmipatch.explain.late import LATE, State
 from vmipatch.image import Image
-from vmipatch.isa import nops as nop_tables
-from vmipatch.patch import alternatives, endbr, locks, paravirt, retpolines, returns
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.passes import PASSES, Boot, Choice
+from vmipatch.patch.passes.returns import ITS
 from vmipatch.patch.planner import refuse_findings
 from vmipatch.patch.rules import Rules, choose
 from vmipatch.patch.target import Native
 from vmipatch.patch.text import Text
 
-MOST_FEATURES = 8
-"""Features of one group of sites that are tried in every combination; real groups have four at most."""
+MOST_COMBINED = 4096
+"""Boots of one group of sites that are tried; real groups have some hundreds at most."""
 
-THUNKS = (
-    "__x86_return_thunk", "its_return_thunk", "retbleed_return_thunk", "srso_return_thunk", "srso_alias_return_thunk",
-    "call_depth_return_thunk", "__x86_return_skl",
-)  # fmt: skip
-"""Functions that x86_return_thunk may point at (arch/x86/kernel/cpu/bugs.c, 5.19 to 6.12)."""
+MANY_CPUS = 2
+"""Stands for more than one."""
 
 DOMAINS = {
     "ftrace-call": "E8 to ftrace_caller or ftrace_regs_caller, or to a trampoline that ftrace copies from them into "
@@ -58,13 +54,6 @@ ANYWHERE = (
 """What may stand outside the sites."""
 
 
-class State(NamedTuple):
-    """One byte string that a site may hold, and when."""
-
-    code: bytes
-    cause: str
-
-
 @dataclass(frozen=True, slots=True)
 class Legal:
     """``length`` bytes at virtual ``address``: their states, and names of :data:`DOMAINS` that they may match too."""
@@ -83,117 +72,101 @@ def legal(image: Image, *, kernel: tuple[int, ...] | None = None) -> Iterator[Le
     absolute fields moved as well.
     """
     text = text_of(image)
-    found, late = scan(image, BOOT), scan(image, RUN_TIME)
-    for each in (found, late):
+    evidence, late = scan(image, EVIDENCE), scan(image, AT_RUN_TIME)
+    for each in (evidence, late):
         refuse_findings(image, each)
-    rules, _ = choose(kernel or image.version, found.tables, image.path)
-    maker = _Boot(image, rules, found)
-    for group in _groups(s for s in found.sites if text.address <= s.address and s.end <= text.end):
+    rules, _ = choose(kernel or image.version, evidence.tables, image.path)
+    more = [family for family in rules.boot if family not in EVIDENCE]
+    others = scan(image, more)
+    refuse_findings(image, others)
+    sites = (*evidence.sites, *others.sites)
+    maker = _Boots(image, rules, sites)
+    for group in _groups(s for s in sites if text.address <= s.address and s.end <= text.end):
         yield maker.group(group)
-    here = [s for s in late.sites if text.address <= s.address and s.end <= text.end]
-    yield from _run_time(image, rules, here, maker)
+    boot = Boot(image, rules, rules.nop_tables(image.bits)[0])
+    for site in late.sites:
+        if text.address <= site.address and site.end <= text.end:
+            listed, patterns = LATE[site.family].states(site, boot)
+            distinct = {State(image.read(site.address, site.length), "on disk").code: "on disk"}
+            for state in listed:
+                distinct.setdefault(state.code, state.cause)
+            states = tuple(State(code, cause) for code, cause in distinct.items())
+            yield Legal(site.address, site.length, (site.family,), states, patterns)
 
 
-class _Boot:
-    """The states of groups of boot's sites."""
+class _Boots:
+    """The states of groups of boot's sites: what each may be made of, whatever the machine."""
 
-    def __init__(self, image: Image, rules: Rules, found: Scan) -> None:
+    def __init__(self, image: Image, rules: Rules, sites: Sequence[Site]) -> None:
         self.image = image
         self.rules = rules
-        self.nops = _nop_tables(rules, image.bits)
-        self.its = image.symbols.lookup("its_return_thunk")
-        self.thunks = {name: a for name in THUNKS if (a := image.symbols.lookup(name)) is not None}
+        self.its = image.symbols.lookup(ITS) is not None
         self.words = rules.feature_words()[1]
-        self._outside = sorted((s for s in found.sites), key=lambda s: s.address)
-        self._starts = [s.address for s in self._outside]
-        self._known = numbers()
+        self._sites = sorted(sites, key=lambda s: s.address)
+        self._starts = [s.address for s in self._sites]
 
     def group(self, group: Sequence[Site]) -> Legal:
+        """Sites that share bytes: their bytes after every boot that makes a difference to them."""
         start, end = group[0].address, max(s.end for s in group)
         members = list(group)
         for site in group:
             if isinstance(site.detail, Alternative):
                 members += self._within(site.detail.replacement, site.detail.replacement_length)
         members = list(dict.fromkeys(members))
-        families = {s.family for s in members}
-        features = sorted({s.detail.feature for s in members if isinstance(s.detail, Alternative)})
-        choices: list[tuple[bool, ...]]
-        if len(features) <= MOST_FEATURES:
-            choices = list(product((False, True), repeat=len(features)))
-        else:
-            choices = [(value,) * len(features) for value in (False, True)]
+        here = {family: [s for s in members if s.family == family] for family in self.rules.boot}
+        here = {family: sites for family, sites in here.items() if sites}
+        dimensions: list[list[Choice]] = []
+        for family, sites in here.items():
+            for choices in PASSES[family].choices(self.image, sites, self.rules):
+                if choices not in dimensions:
+                    dimensions.append(choices)
         found: dict[bytes, str] = {self.image.read(start, end - start): "on disk"}
-        thunks: list[tuple[str, int | None]] = [("", None)]
-        if "return_sites" in families:
-            thunks = [("returns", None), *((f"returns through {n}", a) for n, a in self.thunks.items())]
-        modes: list[tuple[str, tuple[str, ...]]] = [("", ())]
-        if "retpoline_sites" in families:
-            modes = [("retpoline", ("RETPOLINE",)), ("no retpoline", ()), ("LFENCE", ("RETPOLINE_LFENCE",))]
-        counts = (1, 2) if "smp_locks" in families else (2,)
-        tables = self.nops if families & {"altinstructions", "parainstructions"} else self.nops[:1]
-        for choice, (thunk_name, thunk), (mode, extra), count, nops in product(choices, thunks, modes, counts, tables):
-            cpu = self._cpu(features, choice, extra, thunk is not None)
-            code = self._run(members, Native(cpu, count), thunk, nops, start, end)
-            says = [("" if on else "no ") + feature_name(f) for f, on in zip(features, choice, strict=True)]
-            says += [x for x in (thunk_name, mode, "one CPU" if count == 1 else "") if x]
-            found.setdefault(code, ", ".join(says) or ", ".join(sorted({s.op for s in group})))
-        patterns = ("its-thunk",) if "retpoline_sites" in families and self.its is not None else ()
+        for combined in _combinations(dimensions):
+            code = self._run(here, self._boot(combined), start, end)
+            says = ", ".join(c.says for c in combined if c.says)
+            found.setdefault(code, says or ", ".join(sorted({s.op for s in group})))
+        patterns = ("its-thunk",) if "retpoline_sites" in here and self.its else ()
         listed = tuple(State(code, cause) for code, cause in found.items())
         return Legal(start, end - start, tuple(sorted({s.family for s in group})), listed, patterns)
 
     def _within(self, start: int, length: int) -> list[Site]:
         """Sites inside a replacement: earlier passes patch them, and it is copied as they leave it."""
-        i = bisect_left(self._starts, start)
-        result = []
-        while i < len(self._outside) and self._starts[i] < start + length:
-            result.append(self._outside[i])
-            i += 1
-        return result
+        low, high = bisect_left(self._starts, start), bisect_left(self._starts, start + length)
+        return self._sites[low:high]
 
-    def _cpu(self, features: Sequence[int], choice: Sequence[bool], extra: Iterable[str], thunk: bool) -> Cpu:
-        words = [0] * max(self.words, *(f // 32 + 1 for f in (*features, 0)))
-        chosen = [f for f, on in zip(features, choice, strict=True) if on]
-        chosen += [self._known[name] for name in extra]
-        if thunk:
-            chosen.append(self._known["RETHUNK"])
-        for feature in chosen:
-            words[feature >> 5] |= 1 << (feature & 31)
-        return Cpu("any", None, None, None, None, tuple(words))
+    def _boot(self, choices: Iterable[Choice]) -> Boot:
+        words = [0] * self.words
+        cpus, thunk = MANY_CPUS, None
+        nops = self.rules.nop_tables(self.image.bits)[0]
+        for choice in choices:
+            for feature, on in choice.features:
+                words += [0] * ((feature >> 5) + 1 - len(words))
+                bit = 1 << (feature & 31)
+                words[feature >> 5] = words[feature >> 5] | bit if on else words[feature >> 5] & ~bit
+            cpus = choice.cpus or cpus
+            nops = choice.nops or nops
+            thunk = choice.return_thunk or thunk
+        return Boot(self.image, self.rules, nops, Native(Cpu("any", None, None, None, None, tuple(words)), cpus), thunk)
 
-    def _run(
-        self,
-        members: Sequence[Site],
-        native: Native,
-        thunk: int | None,
-        nops: nop_tables.NopTable,
-        start: int,
-        end: int,
-    ) -> bytes:
+    def _run(self, here: dict[str, list[Site]], boot: Boot, start: int, end: int) -> bytes:
         text = Text(self.image)
-        rules = self.rules
-        for family in rules.boot:
-            sites = [s for s in members if s.family == family]
-            if not sites:
-                continue
-            if family == "parainstructions":
-                list(paravirt.plan(text, sites, rules, nops))
-            elif family == "altinstructions":
-                list(alternatives.plan(text, sites, rules, native, nops))
-            elif family == "smp_locks":
-                list(locks.plan(text, sites, rules, native))
-            elif family == "retpoline_sites":
-                list(retpolines.plan(text, sites, rules, native.cpu, nops))
-            elif family == "return_sites":
-                list(returns.plan(text, sites, thunk, self.its))
-            elif family == "endbr_seal":
-                list(endbr.plan(text, sites, rules))
+        for family, sites in here.items():
+            if PASSES[family].applies(boot):
+                for _ in PASSES[family].patches(text, sites, boot):
+                    pass
         return text.read(start, end - start)
 
 
-def _nop_tables(rules: Rules, bits: int) -> list[nop_tables.NopTable]:
-    """Every nop table that the kernel may choose, on whatever CPU."""
-    names = [row["table"] for row in rules.spec["nops"] if row.get("bits", bits) == bits]
-    return [nop_tables.table(name) for name in dict.fromkeys(names)]
+def _combinations(dimensions: Sequence[Sequence[Choice]]) -> Iterator[tuple[Choice, ...]]:
+    """One choice of each dimension, every way; of too many ways those with all first or all last choices."""
+    ways = 1
+    for choices in dimensions:
+        ways *= len(choices)
+    if ways <= MOST_COMBINED:
+        yield from product(*dimensions)
+        return
+    for turn in range(max(map(len, dimensions))):
+        yield tuple(choices[min(turn, len(choices) - 1)] for choices in dimensions)
 
 
 def _groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
@@ -211,40 +184,6 @@ def _groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
         end = max(end, site.end)
     if group:
         yield sorted(group, key=lambda s: order[id(s)]) if len(group) > 1 else group
-
-
-def _run_time(image: Image, rules: Rules, sites: Sequence[Site], maker: _Boot) -> Iterator[Legal]:
-    nops = maker.nops
-    fives = list(dict.fromkeys(states.five_byte_nop(table) for table in nops))
-    spec = rules.section("static_calls")
-    return0 = tuple(bytes.fromhex(x) for x in spec.get("return0", ["2E2E2E31C0"]))
-    for site in sites:
-        disk = State(image.read(site.address, site.length), "on disk")
-        detail = site.detail
-        listed = [disk]
-        patterns: tuple[str, ...] = ()
-        if isinstance(detail, JumpLabel):
-            for taken in (False, True):
-                name = f"{site.op} is {'on' if taken != detail.likely else 'off'}"
-                for table, five in ((t, states.five_byte_nop(t)) for t in nops):
-                    listed.append(State(states.label_form(site, taken, five, table), name))
-        elif isinstance(detail, StaticCall):
-            patterns = ("static-call",)
-            if detail.tail:
-                listed.append(State(returns.RET, f"{site.op} is none"))
-                for name, thunk in maker.thunks.items():
-                    form = returns.form_at(site.address, thunk, maker.its, image.bits)
-                    listed.append(State(form, f"{site.op} is none: {name}"))
-            else:
-                listed += [State(five, f"{site.op} is none") for five in fives]
-                listed += [State(code, f"{site.op} returns 0") for code in return0]
-        elif isinstance(detail, RuntimeConst):
-            patterns = ("runtime-const",)
-        else:
-            listed += [State(five, "not traced") for five in fives]
-            patterns = ("ftrace-call",)
-        distinct = {state.code: state for state in reversed(listed)}
-        yield Legal(site.address, site.length, (site.family,), tuple(reversed(distinct.values())), patterns)
 
 
 def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str | None:

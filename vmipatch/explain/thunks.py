@@ -14,7 +14,7 @@ from vmipatch.annotate import Site
 from vmipatch.annotate.site import Thunk
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.running import Running
-from vmipatch.patch.returns import ITS_HALF
+from vmipatch.patch.passes.returns import ITS_HALF
 
 _LENGTH = 4
 _INT3 = 0xCC

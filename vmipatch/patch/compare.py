@@ -25,10 +25,14 @@ class Row(NamedTuple):
 
 
 def compare(image: Image, patched: Image, scan: Scan, plan: Plan) -> list[Row]:
-    """One row a site, in table order; raises :class:`AddressError` if the patched image lacks a site's bytes."""
+    """One row a site, in table order: of the scan, and of what the plan looked at besides.
+
+    Raises :class:`AddressError` if the patched image lacks a site's bytes.
+    """
     changes = plan.changes()
     rows = []
-    for site in scan.sites:
+    more = [site for family, sites in plan.sites.items() if family not in scan.families for site in sites]
+    for site in (*scan.sites, *more):
         original = image.read(site.address, site.length)
         expected = bytearray(original)
         patch = None

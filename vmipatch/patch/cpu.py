@@ -184,7 +184,7 @@ def _follows(rule: dict[str, Any], spec: dict[str, Any], release: Version, bits:
 
 def _count(release: Version) -> int:
     """The fewest feature words that a kernel of the release has (specs/kernels/)."""
-    specs = [facts.load("kernels", name) for name in facts.names("kernels")]
+    specs = [facts.whole("kernels", name) for name in facts.names("kernels")]
     eras = sorted((_version(spec["since"]), spec["feature_words"][0]) for spec in specs)
     counts = [words for since, words in eras if since <= release] if release else [words for _, words in eras]
     return int(counts[-1] if counts else eras[0][1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vmipatch.annotate import Site
@@ -21,7 +22,8 @@ class Patch(NamedTuple):
 
     ``old`` is what stood there before this patch and after all earlier ones;
     ``old`` and ``new`` are equally long and may be equal.  ``site`` is None for
-    bytes that no site names (a sealed table).
+    bytes that no site names (a sealed table).  ``source`` is the virtual address that
+    the new bytes were copied from, with the fields in them that KASLR moves; None where they were made.
     """
 
     address: int
@@ -29,6 +31,7 @@ class Patch(NamedTuple):
     new: bytes
     cause: Cause
     site: Site | None
+    source: int | None = None
 
     @property
     def end(self) -> int:
@@ -41,13 +44,16 @@ class Plan:
     """Patches in the order in which the kernel makes them, and what a person should know about them.
 
     ``rules`` names the era of the kernel's patcher (a file of ``specs/kernels/``),
-    ``nops`` its nop table.
+    ``nops`` its nop table; ``sites`` are those that each family's pass looked at; ``left``
+    counts those that are left for the kernel itself, which takes them for a fault once they are rewritten.
     """
 
     patches: tuple[Patch, ...]
     warnings: tuple[str, ...] = ()
     rules: str = ""
     nops: str = ""
+    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict, compare=False, repr=False)
+    left: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def changes(self) -> dict[int, tuple[int, int, Patch]]:
         """Every byte that ends up different: virtual address to (old, new, the last patch that wrote it)."""

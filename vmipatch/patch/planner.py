@@ -2,63 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from vmipatch.annotate import Scan, Site
+from vmipatch.annotate import scan as read_tables
+from vmipatch.annotate.family import AT_BOOT
+from vmipatch.annotate.site import Thunk
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
-from vmipatch.patch import afterburn, alternatives, endbr, locks, paravirt, retpolines, returns, rom, seal
-from vmipatch.patch.cpu import Cpu
+from vmipatch.patch import afterburn, rom, sealing
+from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Pass, Twice
+from vmipatch.patch.passes.onrom import ParavirtOnRom
 from vmipatch.patch.patch import Patch, Plan
-from vmipatch.patch.rules import Rules, Version, choose
+from vmipatch.patch.rules import Rules, Version, choose, eras
 from vmipatch.patch.target import Native, OnRom, Target
 from vmipatch.patch.text import Text
-
-PATCHED_BY_KERNEL = ("parainstructions", "altinstructions", "smp_locks")
-
-
-class Boot(NamedTuple):
-    """What decides how returns are rewritten at boot: virtual addresses as linked, None where there is none.
-
-    ``return_thunk`` is what ``x86_return_thunk`` holds; ``its_thunk`` the address of ``its_return_thunk``.
-    """
-
-    return_thunk: int | None
-    its_thunk: int | None
-
-
-NO_FEATURES = Cpu("any", None, None, None, None, ())
-"""Stands for a CPU of which nothing is known."""
 
 LAST_WITH_VMI = (2, 6, 36)
 """Linux 2.6.37 removed its VMI back end (Documentation/feature-removal-schedule.txt)."""
 
+RETURNS = "return_sites"
+"""The family whose sites branch to a thunk that other passes change."""
 
-def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, boot: Boot | None = None) -> Plan:
-    """Every patch in the order in which the kernel makes them.
 
-    With ``boot`` also those of the passes that a kernel runs at boot over returns,
-    retpolines and ENDBR instructions.  They are not for writing into an image: the
-    kernel complains of a site that it finds rewritten already.
+def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, seal: bool = False) -> Plan:
+    """What to write into an image: patches in the order in which the kernel makes them.
+
+    With ``seal`` that is the text which the kernel leaves after its boot on the target, and the tables emptied so that
+    it does not patch again.  Without, it is what the kernel's own patcher may find there when it boots: sites that it
+    takes for a fault once they are rewritten stay as they are, and :attr:`Plan.left` counts them.
 
     ``kernel`` is the version to go by where the image carries no banner, or to
     go by instead of it.  VMI and afterburn sites hold their native sequence on
-    disk: for bare hardware there is nothing to write to them.
+    disk: for bare hardware there is nothing to write to them.  Sites of families that ``scan`` has not read are
+    read where a pass needs them.
 
     Raises :class:`TableError` for the first thing that the scan found wrong with
     a table, :class:`PatchError` for a site that cannot be patched, and
     :class:`UsageError` for feature words that cannot be this kernel's.
     """
+    planned = _planned(image, scan, target, kernel, whole=seal)
+    return _sealed(image, scan, planned, target) if seal else planned
+
+
+def boot_plan(
+    image: Image, scan: Scan, native: Native, *, kernel: Version | None = None, return_thunk: int | None = None
+) -> Plan:
+    """The text that the kernel leaves after its boot: all its passes, whatever may be written into an image.
+
+    ``return_thunk`` is the virtual address, as linked, that ``x86_return_thunk`` holds, where that is known.
+    Raises as :func:`plan` does.
+    """
+    return _planned(image, scan, native, kernel, whole=True, return_thunk=return_thunk)
+
+
+def _planned(
+    image: Image,
+    scan: Scan,
+    target: Target,
+    kernel: Version | None,
+    *,
+    whole: bool,
+    return_thunk: int | None = None,
+) -> Plan:
     refuse_findings(image, scan)
     text = Text(image)
     patches: list[Patch] = []
     on_rom = target.rom if isinstance(target, OnRom) else None
     native = target.native if isinstance(target, OnRom) else target
     if on_rom is not None:
-        patches += rom.plan_vmi(text, _of(scan, "vmi"), on_rom)
-        patches += afterburn.plan(text, _of(scan, "afterburn"), on_rom)
-    if not {s.family for s in scan.sites} & set(PATCHED_BY_KERNEL):
+        patches += rom.plan_vmi(text, scan.of("vmi"), on_rom)
+        patches += afterburn.plan(text, scan.of("afterburn"), on_rom)
+    if not {s.family for s in scan.sites} & set(AT_BOOT):
         if on_rom is not None and not patches:
             raise PatchError("no site of this image can call a ROM", file=image.path)
         return Plan(tuple(patches))
@@ -66,32 +82,57 @@ def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = N
     cpu = native.cpu if native is not None else NO_FEATURES
     if native is not None:
         _check_features(native, rules, warnings)
+    passes: Mapping[str, Pass] = PASSES
     if on_rom is not None:
         _has_back_end(image, kernel or image.version)
+        instead = ParavirtOnRom(on_rom)
+        passes = {**PASSES, instead.family: instead}
     nops = rules.nop_table(cpu, image.bits)
     if native is not None and cpu.vendor is None and rules.nops_need_identity(image.bits):
         warnings.append(
             f"this kernel pads with nops chosen by the CPU's vendor, family and model, which feature words "
             f"do not say: the {nops.name} table is assumed (name them in the features file, or use --cpu)"
         )
-    for family in rules.passes if boot is None else rules.boot:
-        sites = _of(scan, family)
-        if family == "parainstructions" and on_rom is not None:
-            patches += rom.plan_paravirt(text, sites, on_rom, nops)
-        elif family == "parainstructions":
-            patches += paravirt.plan(text, sites, rules, nops)
-        elif native is not None and family == "altinstructions":
-            patches += alternatives.plan(text, sites, rules, native, nops)
-        elif native is not None and family == "smp_locks":
-            patches += locks.plan(text, sites, rules, native)
-        elif native is not None and boot is not None and family == "retpoline_sites":
-            patches += retpolines.plan(text, sites, rules, cpu, nops)
-        elif native is not None and boot is not None and family == "return_sites":
-            thunk = boot.return_thunk if returns.wants_thunk(cpu) else None
-            patches += returns.plan(text, sites, thunk, boot.its_thunk)
-        elif boot is not None and family == "endbr_seal":
-            patches += endbr.plan(text, sites, rules)
-    return Plan(tuple(patches), tuple(warnings), rules.name, nops.name)
+    boot = Boot(image, rules, nops, native, return_thunk)
+    order = rules.boot if whole else rules.passes
+    rest = None if whole else _rest(image, scan, rules)
+    looked_at: dict[str, tuple[Site, ...]] = {}
+    left: dict[str, int] = {}
+    for family in rules.boot:
+        one = passes[family]
+        if (native is None and one.needs_cpu) or not one.applies(boot):
+            continue
+        if family not in order:
+            left[family] = sum(t.count for t in scan.tables if t.family == family)
+            continue
+        sites = _sites(image, scan, family)
+        looked_at[family] = tuple(sites)
+        if rest is not None:
+            sites = [s for s in sites if one.taken_twice(s, rest)]
+            left[family] = len(looked_at[family]) - len(sites)
+        patches += one.patches(text, sites, boot)
+    left = {family: count for family, count in left.items() if count}
+    return Plan(tuple(patches), tuple(warnings), rules.name, nops.name, looked_at, left)
+
+
+def _sites(image: Image, scan: Scan, family: str) -> list[Site]:
+    """The sites of a family: those of the scan, or read now where the scan did not read that family.
+
+    Raises :class:`TableError` for the first thing that is wrong with its table.
+    """
+    if family in scan.families:
+        return scan.of(family)
+    more = read_tables(image, [family])
+    refuse_findings(image, more)
+    return list(more.sites)
+
+
+def _rest(image: Image, scan: Scan, rules: Rules) -> Twice:
+    """What stays as it is on disk beside what is written for the kernel to find."""
+    if RETURNS not in rules.boot or RETURNS in rules.passes:
+        return Twice()
+    targets = (s.detail.target for s in _sites(image, scan, RETURNS) if isinstance(s.detail, Thunk))
+    return Twice(frozenset(targets))
 
 
 def refuse_findings(image: Image, scan: Scan) -> None:
@@ -101,7 +142,7 @@ def refuse_findings(image: Image, scan: Scan) -> None:
             raise TableError(finding.message, file=image.path, section=finding.section, address=finding.address)
 
 
-def sealed(image: Image, scan: Scan, planned: Plan, target: Target) -> Plan:
+def _sealed(image: Image, scan: Scan, planned: Plan, target: Target) -> Plan:
     """The plan with the tables emptied after it, and a warning where that ties the image to its target."""
     warnings = list(planned.warnings)
     native = target.native if isinstance(target, OnRom) else target
@@ -111,15 +152,12 @@ def sealed(image: Image, scan: Scan, planned: Plan, target: Target) -> Plan:
         warnings.append("sealed without a CPU: alternatives and LOCK prefixes stay as they are on disk")
     else:
         warnings.append("sealed for this CPU's features: on a CPU that lacks one of them the kernel may fault")
+    rules = next((era for era in eras() if era.name == planned.rules), None)
     return replace(
         planned,
-        patches=planned.patches + tuple(seal.plan(image, scan, on_rom=isinstance(target, OnRom))),
+        patches=planned.patches + tuple(sealing.plan(image, scan, rules, on_rom=isinstance(target, OnRom))),
         warnings=tuple(warnings),
     )
-
-
-def _of(scan: Scan, family: str) -> list[Site]:
-    return [s for s in scan.sites if s.family == family]
 
 
 def _check_features(target: Native, rules: Rules, warnings: list[str]) -> None:

@@ -18,7 +18,7 @@ from vmipatch.annotate.vmi import ABI_OF, calls_in
 from vmipatch.errors import PatchError
 from vmipatch.image import Image
 from vmipatch.isa import branch
-from vmipatch.isa.nops import NopTable, table
+from vmipatch.isa.nops import table
 from vmipatch.patch.patch import Cause, Patch
 from vmipatch.patch.text import Text
 from vmipatch.rombuild.abi import load
@@ -65,21 +65,21 @@ def plan_vmi(text: Text, sites: Iterable[Site], rom: Rom) -> Iterator[Patch]:
         assert isinstance(detail, Vmi)
         wanted = ABI_OF[detail.version]
         if not rom.speaks(wanted):
-            raise _refusal(text, site, f"the site speaks {wanted}, {rom.name} speaks {rom.relocations.abi}")
+            raise refusal(text, site, f"the site speaks {wanted}, {rom.name} speaks {rom.relocations.abi}")
         old = text.read(site.address, site.length)
         body = bytearray(text.image.read(detail.translation, detail.translation_length))
         calls = calls_in(bytes(body))
         if not calls:
-            raise _refusal(text, site, f"its translation breaks the grammar: {body.hex(' ')}")
+            raise refusal(text, site, f"its translation breaks the grammar: {body.hex(' ')}")
         kind = rom.relocations.of(detail.call).type
         if detail.version != "v2":
             if kind is not RelocationType.CALL_REL:
-                raise _refusal(text, site, f"{rom.name} has no slot for call {detail.call} ({site.op})")
+                raise refusal(text, site, f"{rom.name} has no slot for call {detail.call} ({site.op})")
             places = calls
         else:
             offset = detail.call_offset or 0
             if offset not in calls:
-                raise _refusal(text, site, f"no call at offset {offset} of its translation")
+                raise refusal(text, site, f"no call at offset {offset} of its translation")
             places = [offset]
         if kind is RelocationType.NONE:
             new, reason = old, "the ROM answers NONE: native code stays"
@@ -95,41 +95,14 @@ def plan_vmi(text: Text, sites: Iterable[Site], rom: Rom) -> Iterator[Patch]:
 
 
 @cache
-def _paravirt_calls() -> dict[str, list[str]]:
+def paravirt_calls() -> dict[str, list[str]]:
+    """The calls that replace a paravirt op on a VMI ROM, one after the other."""
     found: dict[str, list[str]] = facts.load("tables", "vmi")["paravirt_calls"]
     return found
 
 
-def plan_paravirt(text: Text, sites: Iterable[Site], rom: Rom, nops: NopTable) -> Iterator[Patch]:
-    """Mainline's ``vmi_patch``: six ops go to the ROM by relocation type, every other op keeps its indirect call."""
-    if not rom.speaks("vmi-3.0"):
-        raise PatchError(
-            f"a mainline kernel speaks vmi-3.0, {rom.name} speaks {rom.relocations.abi}", file=text.image.path
-        )
-    for site in sites:
-        old = text.read(site.address, site.length)
-        names = _paravirt_calls().get(site.op.rpartition(".")[2])
-        if names is None:
-            continue
-        new, reason = old, "the ROM answers NONE: the indirect call stays"
-        body = b""
-        for name in names:
-            number = rom.number(name)
-            kind = RelocationType.NONE if number is None else rom.relocations.of(number).type
-            if number is None or kind is RelocationType.NONE:
-                break
-            if kind in OPCODE:
-                body += branch.near(OPCODE[kind], site.address + len(body), rom.target(number), 32)
-        else:
-            if len(body) > site.length:
-                raise _refusal(text, site, f"{len(body)} bytes of calls do not fit into {site.length}")
-            new = body + nops.fill(site.length - len(body))
-            reason = f"{' and '.join(names)} of {rom.name}"
-        text.write(site.address, new)
-        yield Patch(site.address, old, new, Cause("parainstructions", site.op, reason), site)
-
-
-def _refusal(text: Text, site: Site, message: str) -> PatchError:
+def refusal(text: Text, site: Site, message: str) -> PatchError:
+    """The error of a site that cannot call the ROM."""
     return PatchError(message, file=text.image.path, section=site.section, address=site.address)
 
 

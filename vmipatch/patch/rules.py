@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from vmipatch import facts
 from vmipatch.annotate import TableInfo
-from vmipatch.errors import PatchError, UsageError
+from vmipatch.annotate.family import AT_BOOT, FAMILIES
+from vmipatch.errors import PatchError, SpecError, UsageError
 from vmipatch.isa import nops
 from vmipatch.patch.cpu import Cpu
 
@@ -26,12 +27,12 @@ class Rules:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """Families in the order in which this kernel patches them."""
+        """The passes, by their families, that this kernel takes twice: its tables may stay behind them."""
         return tuple(self.spec["passes"])
 
     @property
     def boot(self) -> tuple[str, ...]:
-        """The passes with those between them that are not for writing into an image: returns, retpolines, ENDBR."""
+        """All passes of the boot, by their families, in the order in which this kernel makes them."""
         return tuple(self.spec.get("boot", self.passes))
 
     def section(self, name: str) -> dict[str, Any]:
@@ -50,6 +51,11 @@ class Rules:
             if _holds(row, cpu, bits):
                 return nops.table(row["table"])
         raise PatchError(f"specs/kernels/{self.name}.toml chooses no nop table for {bits}-bit kernels")
+
+    def nop_tables(self, bits: int) -> list[nops.NopTable]:
+        """Every table that this kernel may choose, on whatever CPU."""
+        names = [row["table"] for row in self.spec["nops"] if row.get("bits", bits) == bits]
+        return [nops.table(name) for name in dict.fromkeys(names)]
 
     def nops_need_identity(self, bits: int) -> bool:
         """Whether the choice of padding depends on who made the CPU, which feature words do not say."""
@@ -85,27 +91,68 @@ def parse_version(text: str) -> Version:
         raise UsageError(f"{text!r} is no kernel version; write it like 6.1 or 2.6.32") from None
 
 
+_ANY: frozenset[str] = frozenset()
+"""Tables whose keys are names of the kernel's and not words of ours."""
+
+_WORDS: Mapping[str, frozenset[str] | None] = {
+    **dict.fromkeys(("since", "like", "tried", "feature_words", "passes", "boot")),
+    "layouts": frozenset(FAMILIES),
+    "nops": frozenset(("vendor", "family", "model", "except_model", "feature", "bits", "table")),
+    "alternatives": frozenset(("displacement", "padding", "optimise", "nested", "null", "nop")),
+    "retpolines": frozenset(("int3",)),
+    "returns": frozenset(("thunks",)),
+    "endbr": frozenset(("poison",)),
+    "locks": frozenset(("byte", "bounds")),
+    "static_calls": frozenset(("return0",)),
+    "paravirt": frozenset((
+        "mode", "default", "clobbers", "null", "nop", "identity32", "identity64", "jump",
+        "inline32", "inline64", "only",
+    )),
+    "paravirt.inline32": _ANY,
+    "paravirt.inline64": _ANY,
+    "paravirt.only": _ANY,
+}  # fmt: skip
+"""The words of an era's file, and of each table in it (None: a value)."""
+
+
+def check(spec: Mapping[str, Any], file: str) -> None:
+    """Raise :class:`SpecError` for the first word of an era's file that nobody reads."""
+    _check_table(spec, "", frozenset(k for k in _WORDS if "." not in k), file)
+    for family in (*spec.get("passes", ()), *spec.get("boot", ())):
+        if family not in AT_BOOT:
+            raise SpecError(f"no family of the boot is named {family!r}", file=file)
+
+
+def _check_table(table: Mapping[str, Any], prefix: str, words: frozenset[str], file: str) -> None:
+    for key, value in table.items():
+        if words is not _ANY and key not in words:
+            raise SpecError(f"a word that nothing reads: {prefix}{key}", file=file, section=prefix.rstrip(".") or None)
+        inner = _WORDS.get(prefix + key)
+        for row in value if isinstance(value, list) else (value,):
+            if isinstance(row, dict):
+                _check_table(row, f"{prefix}{key}.", _ANY if inner is None else inner, file)
+
+
 @cache
 def eras() -> tuple[Rules, ...]:
     """Every era, oldest first."""
     found = []
     for name in facts.names("kernels"):
-        spec = _whole(name)
+        check(facts.load("kernels", name), f"specs/kernels/{name}.toml")
+        spec = facts.whole("kernels", name)
         found.append(Rules(name, parse_version(spec["since"]), spec))
     return tuple(sorted(found, key=lambda r: r.since))
 
 
-def _whole(name: str) -> dict[str, Any]:
-    """A spec with what it takes over from the one that it is ``like``."""
-    spec = facts.load("kernels", name)
-    return _over(_whole(spec["like"]), spec) if "like" in spec else spec
-
-
-def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Two tables as one, key by key; of anything but tables the new one holds."""
-    both = old.keys() & new.keys()
-    tables = {k: _over(old[k], new[k]) for k in both if isinstance(old[k], dict) and isinstance(new[k], dict)}
-    return {**old, **new, **tables}
+def newer(version: Version | None) -> str:
+    """What to say of a kernel that is newer than all that the rules were tried on; empty for any other."""
+    tried = parse_version(eras()[-1].spec["tried"])
+    if version is None or version[: len(tried)] <= tried:
+        return ""
+    return (
+        f"Linux {'.'.join(map(str, version))} is newer than any that was tried ({'.'.join(map(str, tried))}): "
+        f"where its image does not tell, it is taken to be like that"
+    )
 
 
 def choose(version: Version | None, tables: Iterable[TableInfo], file: str) -> tuple[Rules, list[str]]:
@@ -134,7 +181,7 @@ def choose(version: Version | None, tables: Iterable[TableInfo], file: str) -> t
         found = ", ".join(f"{family} {layout}" for family, layout in layouts.items())
         raise PatchError(f"no era of the kernel's patcher has tables of these layouts: {found}", file=file)
     best = min(fitting, key=lambda i: (abs(i - at), -i))
-    warnings = []
+    warnings = [said] if (said := newer(version)) else []
     if best != at:
         era = all_eras[best]
         text = f"the tables are those of {era.name}, not of {all_eras[at].name} as the version says"

@@ -45,19 +45,18 @@ def moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[
     present = set(fields)
     started = set(present)
     for patch in plan.patches:
-        if patch.cause.family == "seal" or patch.old == patch.new:
+        start, end = patch.address, patch.end
+        if patch.site is None or patch.old == patch.new:
             continue
-        site, start, end = patch.site, patch.address, patch.end
         # A field whose bytes this patch wrote with the same value is still a field.
         for at in range(start - width + 1, end):
             if at in present and any(
                 patch.old[i - start] != patch.new[i - start] for i in range(max(at, start), min(at + width, end))
             ):
                 present.discard(at)
-        if site is not None and isinstance(site.detail, Alternative) and "replacement" in patch.cause.reason:
-            source = site.detail.replacement
-            for i in range(site.detail.replacement_length - width + 1):
-                if source + i in started:
+        if patch.source is not None and isinstance(patch.site.detail, Alternative):
+            for i in range(patch.site.detail.replacement_length - width + 1):
+                if patch.source + i in started:
                     present.add(start + i)
     return started - present, present - started
 

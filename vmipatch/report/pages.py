@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+from vmipatch.annotate import FAMILIES
 from vmipatch.explain import Explanation
 from vmipatch.explain.listing import listing
 from vmipatch.explain.places import UNEXPLAINED, Place, places, ranges
@@ -17,16 +18,7 @@ RED = ("#d3281c", "#ff6a5a")
 COLOURS = {
     UNEXPLAINED: RED,
     "wrong": RED,
-    "mcount": ("#93a7bb", "#627b94"),
-    "smp_locks": ("#1f9488", "#35b3a5"),
-    "altinstructions": ("#6a5bd6", "#8f82f0"),
-    "parainstructions": ("#dc8a1a", "#e9a648"),
-    "jump_labels": ("#4c9a2a", "#79c257"),
-    "static_calls": ("#1c73c7", "#56a3ee"),
-    "retpoline_sites": ("#a8459a", "#cf7cc3"),
-    "return_sites": ("#b39a78", "#8f7b5f"),
-    "endbr_seal": ("#8a8a1f", "#b5b54a"),
-    "runtime_consts": ("#c25b86", "#e089ae"),
+    **{family.name: family.colour for family in FAMILIES.values()},
     "ftrace": ("#008da0", "#2cc0d4"),
     "kprobe": ("#cf3f95", "#f078bd"),
     "optimised kprobe": ("#a32a74", "#d763a6"),
@@ -35,16 +27,7 @@ COLOURS = {
 OTHER = (("#7b5ea7", "#a58bd0"), ("#3d7f78", "#69b0a8"), ("#a8683c", "#d4946a"), ("#5b6f93", "#8fa3c7"))
 _HELP = {
     UNEXPLAINED: "Differs from what should stand there, and nothing in the dump accounts for it.",
-    "mcount": "The call of __fentry__ that a function begins with became a nop at boot.",
-    "smp_locks": "LOCK prefixes that one CPU does not need.",
-    "altinstructions": "Instructions chosen for this CPU at boot.",
-    "parainstructions": "Paravirtual calls made direct, or native instructions put in their place.",
-    "jump_labels": "Branches that static keys decide.",
-    "static_calls": "Direct calls of what a static call names now.",
-    "retpoline_sites": "Indirect branches as this CPU's mitigations want them.",
-    "return_sites": "Returns as this CPU's mitigations want them.",
-    "endbr_seal": "ENDBR that no indirect branch needs.",
-    "runtime_consts": "Values that the kernel put into its code while it started.",
+    **{family.name: family.help for family in FAMILIES.values()},
     "ftrace": "Calls of tracers, proved by ftrace's records.",
     "kprobe": "Breakpoints, proved by the kernel's kprobes.",
     "optimised kprobe": "Jumps to detours, proved by the kernel's kprobes.",

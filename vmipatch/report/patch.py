@@ -14,9 +14,10 @@ from vmipatch.report.jsontext import dumps
 from vmipatch.report.scan import image_record
 
 
-def _counts(scan: Scan, changes: list[Change]) -> list[tuple[str, int, int, int]]:
+def _counts(scan: Scan, plan: Plan, changes: list[Change]) -> list[tuple[str, int, int, int]]:
     """Family, its sites, runs of bytes changed, and bytes changed."""
     sites = Counter(s.family for s in scan.sites)
+    sites.update({family: len(found) for family, found in plan.sites.items() if family not in scan.families})
     runs = Counter(c.family for c in changes)
     size: Counter[str] = Counter()
     for change in changes:
@@ -35,8 +36,9 @@ def as_json(image: Image, scan: Scan, plan: Plan, changes: list[Change], output:
         "nops": plan.nops,
         "families": [
             {"family": f, "sites": sites, "runs": runs, "bytes": size}
-            for f, sites, runs, size in _counts(scan, changes)
+            for f, sites, runs, size in _counts(scan, plan, changes)
         ],
+        "left": dict(plan.left),
         "bytes_changed": sum(len(c.new) // 2 for c in changes),
         "changes": [
             {
@@ -60,8 +62,11 @@ def as_table(image: Image, scan: Scan, plan: Plan, changes: list[Change], output
     """Counts for a person; warnings on standard error."""
     rules = f", by the rules of {plan.rules} ({plan.nops} nops)" if plan.rules else ""
     print(f"{image.path}: {image.banner or image.container}{rules}")
-    for family, sites, runs, size in _counts(scan, changes):
+    for family, sites, runs, size in _counts(scan, plan, changes):
         print(f"  {family:<16} {sites:>6} sites  {runs:>6} changes  {size:>6} bytes")
+    if plan.left:
+        said = ", ".join(f"{count} of {family}" for family, count in plan.left.items())
+        print(f"  left to the kernel, which patches them while it boots (--seal writes them too): {said}")
     total = sum(len(c.new) // 2 for c in changes)
     print(f"{total} bytes changed; {f'wrote {output} and its journal' if output else 'nothing written'}")
     sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vmipatch.annotate import Site
@@ -10,7 +10,7 @@ from vmipatch.annotate.site import Paravirt
 from vmipatch.errors import PatchError
 from vmipatch.image import Image
 from vmipatch.isa import branch
-from vmipatch.isa.nops import NopTable
+from vmipatch.patch.passes.contract import Boot, Choice, Pass
 from vmipatch.patch.patch import Cause, Patch
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.slots import function_in, is_one_of, need
@@ -21,21 +21,31 @@ ALL_CLOBBERED = {32: 0x7, 64: 0x1FF}
 """CLBR_ANY: every register that a C function may lose (asm/paravirt.h, asm/paravirt_types.h)."""
 
 
-def plan(text: Text, sites: Iterable[Site], rules: Rules, nops: NopTable) -> Iterator[Patch]:
+class ParavirtCalls(Pass):
     """One patch a site; where the kernel leaves a site alone it still writes the same bytes."""
-    how = rules.section("paravirt")
-    inline = _inline(text.image, how)
-    for site in sites:
-        old = text.read(site.address, site.length)
-        used, reason = _replacement(text.image, site, old, how, inline)
-        new = old if used is None else used + nops.fill(site.length - len(used))
-        if len(new) > site.length:
-            raise PatchError(
-                f"{reason}: {len(new)} bytes do not fit into a site of {site.length}",
-                file=text.image.path, section=site.section, address=site.address,
-            )  # fmt: skip
-        text.write(site.address, new)
-        yield Patch(site.address, old, new, Cause("parainstructions", site.op, reason), site)
+
+    family = "parainstructions"
+    needs_cpu = False
+
+    def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
+        """See :class:`Pass`."""
+        how = boot.rules.section("paravirt")
+        inline = _inline(text.image, how)
+        for site in sites:
+            old = text.read(site.address, site.length)
+            used, reason = _replacement(text.image, site, old, how, inline)
+            new = old if used is None else used + boot.nops.fill(site.length - len(used))
+            if len(new) > site.length:
+                raise PatchError(
+                    f"{reason}: {len(new)} bytes do not fit into a site of {site.length}",
+                    file=text.image.path, section=site.section, address=site.address,
+                )  # fmt: skip
+            text.write(site.address, new)
+            yield Patch(site.address, old, new, Cause(self.family, site.op, reason), site)
+
+    def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
+        """The nops that fill a site."""
+        return [[Choice("", nops=table) for table in rules.nop_tables(image.bits)]]
 
 
 def _inline(image: Image, how: dict[str, Any]) -> dict[str, bytes]:

@@ -1,138 +1,26 @@
-"""What may stand at the sites that a running kernel rewrites after boot: mcount calls, jump labels, static calls.
-
-Each function lays the expected bytes over a :class:`Ground`.  A state that depends
-on a variable is decided by that variable where the dump has it; where it has
-not, sites of one variable must agree with each other.  Imports annotate, patch, isa and explain.running.
-"""
+"""Static calls: the functions that their keys hold now (kernel/static_call_inline.c, arch/x86/kernel/static_call.c)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from vmipatch import facts
 from vmipatch.annotate import Site
-from vmipatch.annotate.site import JumpLabel, StaticCall
+from vmipatch.annotate.site import StaticCall
 from vmipatch.explain.ground import Ground
-from vmipatch.explain.result import Proved
-from vmipatch.explain.running import Running
+from vmipatch.explain.late.contract import Data, LateFamily, Live, State, Tally, five_byte_nop, five_byte_nops
 from vmipatch.isa import branch
-from vmipatch.isa.nops import NopTable
-from vmipatch.patch import returns
+from vmipatch.patch.passes import Boot, returns
 
 _NEAR = 40
 """Bytes around a trampoline's address in the code that updates it, in which its key's address stands."""
 
-
 _AGREEING = 4
 """Sites of one key that must call the same function before that is taken for its value."""
 
-
-@dataclass(slots=True)
-class Tally:
-    """How many sites of a family are in which state, and on what evidence."""
-
-    states: Counter[str] = field(default_factory=Counter)
-    evidence: Counter[str] = field(default_factory=Counter)
-
-
-def five_byte_nop(nops: NopTable) -> bytes:
-    """The nop of one instruction that a kernel with this nop table puts over a call."""
-    return bytes.fromhex(facts.load("tables", "mcount")["nops"].get(nops.name, nops.sequences[4].hex()))
-
-
-def mcount(ground: Ground, sites: Sequence[Site], nop: bytes) -> Tally:
-    """Every mcount site holds the nop; all of them their calls where the kernel never got so far as ftrace_init."""
-    tally = Tally()
-    found, base = ground.found, ground.base
-    sample = sites[:: max(1, len(sites) // 256)]
-    calls = sum(found[s.address - base] == branch.CALL for s in sample)
-    if calls * 2 > len(sample):
-        tally.states["call, ftrace not started"] = len(sites)
-        return tally
-    cause = ground.cause("mcount")
-    for site in sites:
-        ground.lay(site.address, nop, cause)
-    tally.states["nop"] = len(sites)
-    return tally
-
-
-def jump_labels(ground: Ground, sites: Iterable[Site], running: Running | None, nops: NopTable) -> Tally:
-    """Branches by the state of their keys."""
-    tally = Tally()
-    cause = ground.cause("jump_labels")
-    five = five_byte_nop(nops)
-    groups: dict[int, list[Site]] = {}
-    for site in sites:
-        assert isinstance(site.detail, JumpLabel)
-        groups.setdefault(site.detail.key, []).append(site)
-    for key, group in groups.items():
-        enabled = key_state(running, key) if running is not None else None
-        tally.evidence["key" if enabled is not None else "sites of the key agree"] += len(group)
-        if enabled is None:
-            votes = Counter(v for s in group if (v := _vote(ground, s, five, nops)) is not None)
-            enabled = votes[True] > votes[False]
-        for site in group:
-            detail = site.detail
-            assert isinstance(detail, JumpLabel)
-            taken = enabled != detail.likely
-            ground.lay(site.address, label_form(site, taken, five, nops), cause)
-            tally.states["taken" if taken else "not taken"] += 1
-    return tally
-
-
-def label_form(site: Site, taken: bool, five: bytes, nops: NopTable) -> bytes:
-    """The bytes of a jump label in one of its two states."""
-    detail = site.detail
-    assert isinstance(detail, JumpLabel)
-    if not taken:
-        return five if site.length == branch.CALL_SIZE else nops.sequences[1]
-    if site.length == branch.CALL_SIZE:
-        return branch.near(branch.JMP, site.address, detail.target, 32)
-    return bytes((branch.JMP_SHORT, (detail.target - site.address - 2) & 0xFF))
-
-
-def flipped(ground: Ground, sites: Iterable[Site], running: Running) -> list[Proved]:
-    """The jump labels that are not as on disk, with the state of their keys."""
-    result = []
-    for site in sites:
-        detail = site.detail
-        assert isinstance(detail, JumpLabel)
-        at = site.address - ground.base
-        now, before = ground.found[at : at + site.length], ground.pristine[at : at + site.length]
-        jumps = now[0] in (branch.JMP, branch.JMP_SHORT)
-        if now != ground.expected[at : at + site.length] or jumps == (before[0] in (branch.JMP, branch.JMP_SHORT)):
-            continue
-        raw = running.read(detail.key, 4)
-        if raw is not None:
-            count = int.from_bytes(raw, "little", signed=True)
-            symbol, offset = ground.image.symbols.at(site.address) or (None, None)
-            text = f"the key {site.op} at {detail.key:#x} is {count}"
-            result.append(Proved(site.address, site.length, "static key", symbol, offset, text))
-    return result
-
-
-def key_state(running: Running, key: int) -> bool | None:
-    """Whether a static key is on; None where the dump does not have it, or has it just being switched on.
-
-    While the first user is being counted the count is -1 (kernel/jump_label.c), and not all branches are changed yet.
-    """
-    data = running.read(key, 4)
-    count = -1 if data is None else int.from_bytes(data, "little", signed=True)
-    return None if count < 0 else count > 0
-
-
-def _vote(ground: Ground, site: Site, five: bytes, nops: NopTable) -> bool | None:
-    """What a site's own bytes say of its key; None where they are neither state."""
-    detail = site.detail
-    assert isinstance(detail, JumpLabel)
-    at = site.address - ground.base
-    now = ground.found[at : at + site.length]
-    for taken in (False, True):
-        if now == label_form(site, taken, five, nops):
-            return taken != detail.likely
-    return None
+_RETURN0 = ["2E2E2E31C0"]
+"""xor eax, eax in five bytes: what a call of __static_call_return0 becomes where the era says nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +50,47 @@ class CallForms:
         return branch.near(opcode, site.address, function, self.bits)
 
 
-def static_calls(ground: Ground, sites: Iterable[Site], running: Running | None, forms: CallForms) -> Tally:
+def call_forms(boot: Boot) -> CallForms:
+    """How a kernel writes static calls after this boot."""
+    return CallForms(
+        boot.image.bits, five_byte_nop(boot.nops), boot.lookup("__static_call_return0"), _return0(boot),
+        returns.thunk_of(boot), boot.lookup(returns.ITS),
+    )  # fmt: skip
+
+
+def _return0(boot: Boot) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(x) for x in boot.rules.section("static_calls").get("return0", _RETURN0))
+
+
+class StaticCalls(LateFamily):
     """Calls and trampolines by what their keys hold."""
+
+    family = "static_calls"
+
+    def expect(self, ground: Ground, sites: Sequence[Site], live: Live) -> Tally:
+        """See :class:`LateFamily`."""
+        return expect(ground, sites, live.data, call_forms(live.boot))
+
+    def states(self, site: Site, boot: Boot) -> tuple[list[State], tuple[str, ...]]:
+        """See :class:`LateFamily`."""
+        detail = site.detail
+        assert isinstance(detail, StaticCall)
+        if not detail.tail:
+            listed = [State(five, f"{site.op} is none") for five in five_byte_nops(boot)]
+            return listed + [State(code, f"{site.op} returns 0") for code in _return0(boot)], ("static-call",)
+        listed = [State(returns.RET, f"{site.op} is none")]
+        its = boot.lookup(returns.ITS)
+        for name in returns.thunk_names(boot.rules):
+            if (thunk := boot.lookup(name)) is not None:
+                form = returns.form_at(site.address, thunk, its, boot.image.bits)
+                listed.append(State(form, f"{site.op} is none: {name}"))
+        return listed, ("static-call",)
+
+
+def expect(ground: Ground, sites: Sequence[Site], running: Data | None, forms: CallForms) -> Tally:
+    """Lay over the ground what each call and trampoline must be by its key."""
     tally = Tally()
-    cause = ground.cause("static_calls")
-    sites = list(sites)
+    cause = ground.cause(StaticCalls.family)
     keys = _Keys(ground, running, forms)
     if running is None:
         keys.agree(sites)
@@ -190,26 +114,6 @@ def static_calls(ground: Ground, sites: Iterable[Site], running: Running | None,
     return tally
 
 
-def runtime_consts(ground: Ground, sites: Iterable[Site], running: Running | None) -> Tally:
-    """Immediates by the variables that they stand for; without the dump's data all of one variable must agree."""
-    tally = Tally()
-    cause = ground.cause("runtime_consts")
-    groups: dict[tuple[str, int], list[Site]] = {}
-    for site in sites:
-        groups.setdefault((site.op, site.length), []).append(site)
-    for (name, length), group in groups.items():
-        address = ground.image.symbols.lookup(name)
-        value = running.read(address, length) if running is not None and address is not None else None
-        tally.evidence["variable" if value is not None else "sites of the variable agree"] += len(group)
-        if value is None:
-            votes = Counter(bytes(ground.found[s.address - ground.base : s.end - ground.base]) for s in group)
-            value = votes.most_common(1)[0][0]
-        for site in group:
-            ground.lay(site.address, value, cause)
-        tally.states[f"{name} = {int.from_bytes(value, 'little'):#x}"] += len(group)
-    return tally
-
-
 def _means(code: bytes, address: int, forms: CallForms) -> int | None:
     """The function that a trampoline goes to; 0 where it returns."""
     target = branch.target_of(code, address, forms.bits)
@@ -221,7 +125,7 @@ def _means(code: bytes, address: int, forms: CallForms) -> int | None:
 class _Keys:
     """What static-call keys hold now."""
 
-    def __init__(self, ground: Ground, running: Running | None, forms: CallForms) -> None:
+    def __init__(self, ground: Ground, running: Data | None, forms: CallForms) -> None:
         self._ground = ground
         self._forms = forms
         self._running = running
@@ -278,11 +182,11 @@ class _Keys:
             self._functions[key] = int.from_bytes(image.read(key, image.bits // 8), "little")
         return self._functions[key]
 
-    def _by_code(self, running: Running, site: Site, now: bytes) -> int | None:
+    def _by_code(self, running: Data, site: Site, now: bytes) -> int | None:
         """Without symbols: a word whose address stands beside the trampoline's, in code that updates both or in a
         ``struct tracepoint``, that held on disk what the trampoline went to there, and that holds now what it
         goes to."""
-        image = running.image
+        image = self._ground.image
         goes, went = (
             _means(now, site.address, self._forms),
             _means(image.read(site.address, 5), site.address, self._forms),

@@ -8,42 +8,64 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmipatch.annotate import Site
+from vmipatch.annotate.features import feature_name
 from vmipatch.annotate.site import Alternative
 from vmipatch.errors import PatchError
+from vmipatch.image import Image
 from vmipatch.isa import branch, decode
 from vmipatch.isa.nops import NopTable
-from vmipatch.patch import relocate
+from vmipatch.patch.passes import relocate
+from vmipatch.patch.passes.contract import Boot, Choice, Pass, Twice
 from vmipatch.patch.patch import Cause, Patch
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.slots import direct_target
-from vmipatch.patch.target import Native
 from vmipatch.patch.text import Text
 
 NOP = 0x90
 
 
-def plan(text: Text, sites: Sequence[Site], rules: Rules, target: Native, nops: NopTable) -> Iterator[Patch]:
+class Alternatives(Pass):
     """What each entry writes; an entry that writes nothing gives no patch."""
-    how = rules.section("alternatives")
-    optimise = how["optimise"]
-    lengths = _nested_lengths(sites) if how.get("nested") else {}
-    for site in sites:
-        detail = site.detail
-        assert isinstance(detail, Alternative)
-        length = lengths.get(site.address, site.length)
-        old = text.read(site.address, length)
-        applies = target.cpu.has(detail.feature) != detail.inverted
-        if applies:
-            new = _replacement(text, site, length, detail, how, nops)
-            if optimise == "instructions":
-                new = join_nops(new, text.image.bits, nops)
-            reason = f"{site.op} holds: the replacement at {detail.replacement:#x}"
-        else:
-            new = _not_applied(old, detail, optimise, text.image.bits, nops)
-            reason = f"{site.op} does not hold: nops joined"
-        if new != old or applies:
-            text.write(site.address, new)
-            yield Patch(site.address, old, new, Cause("altinstructions", site.op, reason), site)
+
+    family = "altinstructions"
+
+    def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
+        """See :class:`Pass`."""
+        how = boot.rules.section("alternatives")
+        nops, bits, cpu = boot.nops, text.image.bits, boot.cpu
+        optimise = how["optimise"]
+        lengths = _nested_lengths(sites) if how.get("nested") else {}
+        for site in sites:
+            detail = site.detail
+            assert isinstance(detail, Alternative)
+            length = lengths.get(site.address, site.length)
+            old = text.read(site.address, length)
+            applies = cpu.has(detail.feature) != detail.inverted
+            if applies:
+                new = _replacement(text, site, length, detail, how, nops)
+                if optimise == "instructions":
+                    new = join_nops(new, bits, nops)
+                reason = f"{site.op} holds: the replacement at {detail.replacement:#x}"
+            else:
+                new = _not_applied(old, detail, optimise, bits, nops)
+                reason = f"{site.op} does not hold: nops joined"
+            if new != old or applies:
+                text.write(site.address, new)
+                source = detail.replacement if applies else None
+                yield Patch(site.address, old, new, Cause(self.family, site.op, reason), site, source)
+
+    def taken_twice(self, site: Site, rest: Twice) -> bool:
+        """Not a direct call: the kernel stops with a BUG where there is no indirect one any more (6.8 on)."""
+        assert isinstance(site.detail, Alternative)
+        return not site.detail.direct_call and site.address not in rest.return_targets
+
+    def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
+        """Each feature that an entry asks for, and the nops that fill a site."""
+        features = sorted({s.detail.feature for s in sites if isinstance(s.detail, Alternative)})
+        found = [
+            [Choice(f"no {feature_name(f)}", ((f, False),)), Choice(feature_name(f), ((f, True),))] for f in features
+        ]
+        return [*found, [Choice("", nops=table) for table in rules.nop_tables(image.bits)]]
 
 
 def _nested_lengths(sites: Sequence[Site]) -> dict[int, int]:

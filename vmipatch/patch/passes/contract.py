@@ -1,0 +1,96 @@
+"""What a pass is: one walk of the kernel's own patcher over the sites of one family.
+
+Planner, legal set and explainer run the same objects; in which order is the era's data (``specs/kernels/``).
+Imports annotate, image, isa, patch.patch, patch.text, patch.rules and patch.target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vmipatch.annotate import Site
+from vmipatch.image import Image
+from vmipatch.isa.nops import NopTable
+from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.patch import Patch
+from vmipatch.patch.rules import Rules
+from vmipatch.patch.target import Native
+from vmipatch.patch.text import Text
+
+NO_FEATURES = Cpu("any", None, None, None, None, ())
+"""Stands for a CPU of which nothing is known."""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One boot of one kernel: what its passes go by.
+
+    ``native`` is the CPU and how many of them, None where nothing is known of them.  ``return_thunk`` is the
+    virtual address, as linked, that ``x86_return_thunk`` holds when returns are patched, where a dump or its text
+    tells; None leaves it to the CPU's features.
+    """
+
+    image: Image
+    rules: Rules
+    nops: NopTable
+    native: Native | None = None
+    return_thunk: int | None = None
+
+    @property
+    def cpu(self) -> Cpu:
+        """The CPU; one without features where none is known."""
+        return NO_FEATURES if self.native is None else self.native.cpu
+
+    def lookup(self, name: str) -> int | None:
+        """The virtual address of a symbol of the image."""
+        return self.image.symbols.lookup(name)
+
+
+class Choice(NamedTuple):
+    """One way in which a boot may go: feature bits on or off, a number of CPUs, a nop table, a return thunk.
+
+    ``says`` names it for a person; empty where it is the ordinary one.
+    """
+
+    says: str
+    features: tuple[tuple[int, bool], ...] = ()
+    cpus: int | None = None
+    nops: NopTable | None = None
+    return_thunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Twice:
+    """What an image must keep so that its own patcher finds it as it expects.
+
+    ``return_targets`` are virtual addresses that return sites jump to before they are patched: a thunk that is
+    changed before them would be run in its new form.
+    """
+
+    return_targets: frozenset[int] = field(default_factory=frozenset)
+
+
+class Pass:
+    """One pass; each has the name of its ``family``, and says what it writes."""
+
+    family = ""
+    needs_cpu = True
+    """Whether it can only be run for a CPU that is known."""
+
+    def applies(self, boot: Boot) -> bool:
+        """Whether this boot's pass writes anything at all: sites need not be read where it does not."""
+        return True
+
+    def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
+        """Every patch in the order of the kernel, each laid over ``text``; :class:`PatchError` for what cannot be."""
+        raise NotImplementedError
+
+    def taken_twice(self, site: Site, rest: Twice) -> bool:
+        """Whether the kernel's own patcher may meet this site as this pass leaves it."""
+        return True
+
+    def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
+        """Groups of choices that decide what these sites become: one of each group is made."""
+        return []

@@ -1,0 +1,86 @@
+"""The pass over retpoline sites (``apply_retpolines``, 5.16 on): where no retpoline is wanted, the branch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmipatch.annotate import Site
+from vmipatch.annotate.features import numbers
+from vmipatch.annotate.site import Thunk
+from vmipatch.image import Image
+from vmipatch.patch.passes import relocate
+from vmipatch.patch.passes.alternatives import join_nops
+from vmipatch.patch.passes.contract import Boot, Choice, Pass
+from vmipatch.patch.patch import Cause, Patch
+from vmipatch.patch.rules import Rules
+from vmipatch.patch.text import Text
+
+_LFENCE = b"\x0f\xae\xe8"
+_INT3 = b"\xcc"
+
+
+class Retpolines(Pass):
+    """One patch for every site that the kernel rewrites; none where the CPU keeps its retpolines."""
+
+    family = "retpoline_sites"
+
+    def applies(self, boot: Boot) -> bool:
+        """Not where the CPU keeps its retpolines."""
+        known = numbers()
+        return boot.cpu.has(known["RETPOLINE_LFENCE"]) or not boot.cpu.has(known["RETPOLINE"])
+
+    def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
+        """See :class:`Pass`."""
+        fence = boot.cpu.has(numbers()["RETPOLINE_LFENCE"])
+        bits, nops = text.image.bits, boot.nops
+        optimise = boot.rules.section("alternatives")["optimise"]
+        int3 = boot.rules.section("retpolines").get("int3", True)
+        reason = "no retpoline, after LFENCE" if fence else "no retpoline"
+        for site in sites:
+            old = text.read(site.address, site.length)
+            new = direct(site, old, fence=fence, int3=int3)
+            if new is None:
+                continue
+            if optimise == "instructions":
+                new = join_nops(new, bits, nops)
+            elif optimise.startswith("runs"):
+                new = relocate.join_runs(new, bits, nops, branches=optimise == "runs-and-branches")
+            text.write(site.address, new)
+            yield Patch(site.address, old, new, Cause(self.family, site.op, reason), site)
+
+    def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
+        """With retpolines, without, or with LFENCE."""
+        known = numbers()
+        keep, fence = known["RETPOLINE"], known["RETPOLINE_LFENCE"]
+        return [[
+            Choice("retpoline", ((keep, True), (fence, False))),
+            Choice("no retpoline", ((keep, False), (fence, False))),
+            Choice("LFENCE", ((fence, True),)),
+        ]]  # fmt: skip
+
+
+def direct(site: Site, old: bytes, *, fence: bool, int3: bool) -> bytes | None:
+    """The indirect branch of a site in as many bytes, nops behind it; None where it does not fit.
+
+    ``fence`` puts LFENCE before it; ``int3`` puts INT3 behind a jump, so that nothing
+    is speculated into (6.0 on).
+    """
+    detail = site.detail
+    assert isinstance(detail, Thunk)
+    if detail.register is None:
+        return None
+    kind = site.op.split()[0]
+    body = b""
+    if kind == "jcc":
+        # A short jump over the rest, on the opposite condition.
+        body += bytes((0x70 + ((old[1] & 0xF) ^ 1), site.length - 2))
+    if fence:
+        body += _LFENCE
+    if detail.register >= 8:
+        body += b"\x41"
+    body += bytes((0xFF, (0xD0 if kind == "call" else 0xE0) + (detail.register & 7)))
+    if len(body) > site.length:
+        return None
+    if kind != "call" and int3 and len(body) < site.length:
+        body += _INT3
+    return body + b"\x90" * (site.length - len(body))

@@ -1,0 +1,92 @@
+"""The pass over return sites (``apply_returns``, 5.19 on): a return, or a jump to the mitigations' thunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmipatch.annotate import Site
+from vmipatch.annotate.features import numbers
+from vmipatch.image import Image
+from vmipatch.isa import branch
+from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.passes.contract import Boot, Choice, Pass
+from vmipatch.patch.patch import Cause, Patch
+from vmipatch.patch.rules import Rules
+from vmipatch.patch.text import Text
+
+RET = b"\xc3\xcc\xcc\xcc\xcc"
+"""A return, and INT3 so that nothing behind it is speculated into."""
+
+DEFAULT = "__x86_return_thunk"
+ITS = "its_return_thunk"
+
+ITS_HALF = 0x20
+"""Indirect Target Selection strikes branches in the lower half of a cache line: this bit of their address is clear."""
+
+
+def wants_thunk(cpu: Cpu) -> bool:
+    """Whether returns stay jumps to a thunk on this CPU (X86_FEATURE_RETHUNK)."""
+    return cpu.has(numbers()["RETHUNK"])
+
+
+def form_at(address: int, thunk: int | None, its: int | None, bits: int) -> bytes:
+    """The five bytes of a return at a virtual address; ``thunk`` None means a plain return.
+
+    ``its`` is the address of the thunk against Indirect Target Selection, which is used
+    only where that can happen (``cpu_wants_rethunk_at``).
+    """
+    if thunk is None or (thunk == its and address & ITS_HALF):
+        return RET
+    return branch.near(branch.JMP, address, thunk, bits)
+
+
+def thunk_of(boot: Boot) -> int | None:
+    """What ``x86_return_thunk`` holds when returns are patched; None where they become plain returns.
+
+    What the boot says, else what its mitigations choose by the CPU's features (``[returns]`` of the era).
+    """
+    if not wants_thunk(boot.cpu):
+        return None
+    if boot.return_thunk is not None:
+        return boot.return_thunk
+    known = numbers()
+    for feature, name in boot.rules.section("returns").get("thunks", ()):
+        if boot.cpu.has(known[feature]) and (address := boot.lookup(name)) is not None:
+            return address
+    return boot.lookup(DEFAULT)
+
+
+class Returns(Pass):
+    """One patch a site: a plain return, or a jump to the thunk that the boot's mitigations chose."""
+
+    family = "return_sites"
+
+    def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
+        """See :class:`Pass`."""
+        bits = text.image.bits
+        thunk, its = thunk_of(boot), boot.lookup(ITS)
+        named = boot.image.symbols.at(thunk) if thunk is not None else None
+        name = named[0] if named is not None and named[1] == 0 else f"{thunk or 0:#x}"
+        plain = Cause(self.family, "return", "a return")
+        jump = Cause(self.family, "return", f"a jump to {name}")
+        for site in sites:
+            new = form_at(site.address, thunk, its, bits)
+            old = text.read(site.address, site.length)
+            if old[0] != branch.JMP:
+                continue
+            text.write(site.address, new)
+            yield Patch(site.address, old, new, plain if new is RET else jump, site)
+
+    def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
+        """Plain returns, or one of the thunks that the image has."""
+        rethunk = numbers()["RETHUNK"]
+        found = [Choice("returns", ((rethunk, False),))]
+        for name in thunk_names(rules):
+            if (address := image.symbols.lookup(name)) is not None:
+                found.append(Choice(f"returns through {name}", ((rethunk, True),), return_thunk=address))
+        return [found]
+
+
+def thunk_names(rules: Rules) -> list[str]:
+    """The functions that ``x86_return_thunk`` may point at in an era."""
+    return list(dict.fromkeys([DEFAULT, *(name for _, name in rules.section("returns").get("thunks", ()))]))
