@@ -202,3 +202,61 @@ def test_a_compressed_elf_file_opens_as_itself(tmp_path: Path, format: str) -> N
     assert image.compression == format
     assert image.data == elf
     assert image.payload is None
+
+
+def pieces_of(format: str, data: bytes, sizes: list[int]) -> list[bytes]:
+    """The data in as many streams as there are sizes, and one for the rest."""
+    cuts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    parts = [data[a:b] for a, b in zip(cuts, [*cuts[1:], len(data)], strict=True)]
+    if format == "lz4":
+        return [lz4_legacy(p) for p in parts]
+    return [compress(p, format) if format == "gzip" else compress(p, format)[:-4] for p in parts]
+
+
+@pytest.mark.parametrize("format", ["gzip", "bzip2", "xz", "lz4", "zstd"])
+@pytest.mark.parametrize("between", [b"", bytes(8)])
+def test_all_streams_of_a_file_are_unpacked(tmp_path: Path, format: str, between: bytes) -> None:
+    elf = kernel()
+    if format == "lz4":
+        # A full block ends only with the next one; zeros end the frame.
+        elf += bytes((8 << 20) + 1)
+        parts = pieces_of(format, elf, [8 << 20])
+    else:
+        parts = pieces_of(format, elf, [1000, 0, 1, 30000])
+    image = opened(tmp_path, between.join(parts))
+    assert image.data == elf
+    # What is neither a stream nor zeros is left alone, as before.
+    assert opened(tmp_path, between.join(parts) + (b"" if format == "lz4" else b"\1\2\3")).data == elf
+
+
+def test_skippable_frames_of_parallel_zstd(tmp_path: Path) -> None:
+    elf = kernel()
+    skip = bytes.fromhex("502A4D18") + struct.pack("<II", 4, 12345)
+    packed = b"".join(skip + p for p in pieces_of("zstd", elf, [5000, 6000]))
+    assert opened(tmp_path, packed).data == elf
+
+
+@pytest.mark.parametrize("format", ["gzip", "bzip2", "xz", "lz4", "zstd"])
+def test_the_second_stream_is_checked_and_bounded_too(tmp_path: Path, format: str) -> None:
+    parts = pieces_of(format, kernel(), [8 << 20] if format == "lz4" else [30000])
+    with pytest.raises(ImageError, match="damaged"):
+        opened(tmp_path, b"".join(parts)[:-20])
+    zeros = parts[0] + (lz4_legacy if format == "lz4" else lambda d: pieces_of(format, d, [])[0])(bytes(16 << 20)) * 12
+    with pytest.raises(ImageError, match=f"more than {decompress.MAX_UNPACKED} bytes"):
+        opened(tmp_path, zeros)
+
+
+def test_streams_without_end_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="more than 65536 streams"):
+        opened(tmp_path, gzip.compress(b"", mtime=0) * 66_000)
+
+
+@pytest.mark.parametrize("kind", ["exec", "rel"])
+def test_a_separate_debug_file_is_refused(tmp_path: Path, kind: str) -> None:
+    elf = ElfWriter(bits=64, kind=kind)
+    top = 0xFFFFFFFF81000000 if kind == "exec" else 0
+    elf.section(".text", address=top, flags="ax", type="nobits", size=4096)
+    elf.section(".note", b"GNU\0" * 4, address=top and top + 0x2000, flags="a", type="note")
+    elf.section(".debug_info", bytes(100))
+    with pytest.raises(ImageError, match="a separate debug file"):
+        opened(tmp_path, elf.build())

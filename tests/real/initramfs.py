@@ -29,6 +29,17 @@ def build(bits: int = 32, line: str = REACHED) -> bytes:
     )
 
 
+def archive(programs: dict[str, bytes]) -> bytes:
+    """An archive of executable files by name, with /dev/console and an empty /proc; uncompressed."""
+    rows = [
+        _entry(1, "dev", stat.S_IFDIR | 0o755),
+        _entry(2, "dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        _entry(3, "proc", stat.S_IFDIR | 0o755),
+    ]
+    rows += [_entry(n, name, stat.S_IFREG | 0o755, data) for n, (name, data) in enumerate(programs.items(), 4)]
+    return b"".join((*rows, _entry(0, "TRAILER!!!", 0)))
+
+
 def write(folder: Path, bits: int = 32, line: str = REACHED) -> Path:
     """The archive as a file in `folder`."""
     path = folder / f"initramfs-{bits}.cpio"

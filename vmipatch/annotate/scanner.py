@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vmipatch.annotate import presence
 from vmipatch.annotate.family import FAMILIES
 from vmipatch.annotate.site import Finding, Scan, Site
 from vmipatch.errors import UsageError
@@ -25,7 +26,9 @@ def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[s
     for name in (*wanted, *layouts):
         if name not in FAMILIES:
             raise UsageError(f"no family named {name!r}; there are: {', '.join(FAMILIES)}")
-    tables, sites, findings, read = [], [], [], []
+    tables, sites, findings, read = [], [], presence.of_kind(image), []
+    if image.kind == "xen":
+        return Scan((), (), tuple(findings))
     for name in wanted:
         family = FAMILIES[name]
         module = import_module(f"vmipatch.annotate.{family.module or 'counted'}")

@@ -249,6 +249,20 @@ KINDS: Mapping[str, Kind] = _kinds(
         _ENTRY_HELP,
     ),
     Kind(
+        "user-mode-linux",
+        "User-mode Linux",
+        "error",
+        "The image is a kernel that runs as a process: it carries alternatives and never applies them.",
+        "Patch a kernel that is made for hardware.",
+    ),
+    Kind(
+        "xen-hypervisor",
+        "The Xen hypervisor",
+        "error",
+        "The image is the hypervisor itself, whose tables are not those of Linux.",
+        "Give the kernel of a guest.",
+    ),
+    Kind(
         "bug-no-trap",
         "Bug entry without a trap",
         "warning",

@@ -29,13 +29,18 @@ class Payload:
 
     ``offset`` and ``length`` are bytes of the file, the size suffix included;
     ``length`` is None where the header does not say it.  ``protocol`` is the
-    boot protocol's version (0x020F is 2.15).
+    boot protocol's version (0x020F is 2.15).  ``begin`` and ``end`` are where the
+    bzImage itself lies in the file: all of it (``end`` is None) but in a unified kernel image.
+    ``container`` is which of the two it is: ``bzimage`` or ``uki``.
     """
 
     offset: int
     length: int | None
     compression: str
     protocol: int
+    begin: int = 0
+    end: int | None = None
+    container: str = "bzimage"
 
 
 def is_bzimage(data: bytes | mmap) -> bool:

@@ -12,7 +12,7 @@ from mmap import mmap
 from os import PathLike
 
 from vmipatch.errors import AddressError, ImageError
-from vmipatch.image import banner, kaslr, origins, pageoffset
+from vmipatch.image import banner, kaslr, kind, origins, pageoffset
 from vmipatch.image.bzimage import Payload
 from vmipatch.image.kaslr import Relocations
 from vmipatch.image.model import AddressMap, Section, SectionMap, Segment, no_bytes
@@ -27,10 +27,10 @@ class Image:
     """A kernel's bytes with their virtual, physical and file addresses.
 
     ``path``        the file as the caller named it;
-    ``container``   ``elf``, ``bzimage``, ``module`` or ``raw``;
+    ``container``   ``elf``, ``bzimage``, ``uki`` (a unified kernel image), ``module`` or ``raw``;
     ``compression`` what the bytes were unpacked from (``xz``, ``gzip``, …), or
                     None where ``data`` is the file itself;
-    ``payload``     where a bzImage holds them, else None;
+    ``payload``     where a bzImage or a unified kernel image holds them, else None;
     ``bits``        32 or 64;
     ``data``        the ELF file (unpacked; with what follows it in a bzImage's
                     payload) or the raw memory; offsets count here;
@@ -218,6 +218,11 @@ class Image:
     def banner(self) -> str | None:
         """The kernel's ``Linux version …`` line, None where there is none (as in a module)."""
         return None if self.container == "module" else banner.find(self.data, self._windows)
+
+    @cached_property
+    def kind(self) -> str:
+        """``linux``, ``user-mode-linux``, ``xen``, ``module``, or ``unknown``: what the image is, by what it holds."""
+        return kind.MODULE if self.container == "module" else kind.kind(self.data, self.sections, self.banner)
 
     @cached_property
     def version(self) -> tuple[int, ...] | None:

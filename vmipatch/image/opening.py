@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from mmap import ACCESS_READ, mmap
 from os import PathLike, fspath
 
 from vmipatch.errors import ImageError
-from vmipatch.image import bzimage, decompress, elf, kallsyms, module, raw, symtab
+from vmipatch.image import bzimage, decompress, elf, kallsyms, module, pe, raw, symtab
 from vmipatch.image.image import Image
 from vmipatch.image.model import without_data
 
@@ -43,11 +44,14 @@ def open_image(path: StrPath, *, base: int | None = None, system_map: StrPath | 
         return _elf(name, file, file, system_map)
     if bzimage.is_bzimage(file):
         return _bzimage(name, file, system_map)
+    if pe.is_program(file):
+        return _unified(name, file, system_map)
     format = decompress.sniff(file[:16])
     if format is not None:
         return _elf(name, file, decompress.unpack(file[:], format, file=name), system_map, format)
     raise ImageError(
-        "not an ELF file, a bzImage or a compressed ELF file (raw memory needs its base address)",
+        "not an ELF file, a bzImage, a unified kernel image or a compressed ELF file "
+        "(raw memory needs its base address)",
         file=name, offset=0,
     )  # fmt: skip
 
@@ -80,7 +84,13 @@ def _elf(
 ) -> Image:
     headers = elf.parse(data, name)
     sections = without_data(headers.sections, headers.segments)
-    container = "elf" if payload is None else "bzimage"
+    code = [s for s in sections if s.exec and s.alloc and s.size]
+    if code and not any(s.file_size for s in code):
+        raise ImageError(
+            "a separate debug file: its sections have no bytes (give the image that it was made from)",
+            file=name, section=code[0].name, offset=0,
+        )  # fmt: skip
+    container = "elf" if payload is None else payload.container
     linked = None
     if headers.type == elf.ET_REL and payload is None:
         container = "module"
@@ -104,8 +114,26 @@ def _elf(
     return image
 
 
+def _unified(name: str, file: mmap, system_map: StrPath | None) -> Image:
+    begin, size = pe.kernel(file, name)
+    kernel = file[begin : begin + size]
+    if not bzimage.is_bzimage(kernel):
+        raise ImageError("the section .linux holds no bzImage", file=name, section=".linux", offset=begin)
+    try:
+        payload, data = bzimage.unpack(kernel, name)
+    except ImageError as error:
+        error.offset = None if error.offset is None else error.offset + begin
+        raise
+    payload = replace(payload, offset=payload.offset + begin, begin=begin, end=begin + size, container="uki")
+    return _payload(name, file, payload, data, system_map)
+
+
 def _bzimage(name: str, file: mmap, system_map: StrPath | None) -> Image:
     payload, data = bzimage.unpack(file, name)
+    return _payload(name, file, payload, data, system_map)
+
+
+def _payload(name: str, file: mmap, payload: bzimage.Payload, data: bytes, system_map: StrPath | None) -> Image:
     if data[:4] == elf.MAGIC:
         return _elf(name, file, data, system_map, payload.compression, payload)
     # An old kernel's payload is its bare memory, whose address its own symbols know.
@@ -115,7 +143,7 @@ def _bzimage(name: str, file: mmap, system_map: StrPath | None) -> Image:
             base = table.addresses[0] - table.addresses[0] % _OLD_ALIGN
             _, segment = raw.segment(base, len(data), file=name)
             return Image(
-                path=name, container="bzimage", bits=bits, data=data, file=file, segments=(segment,),
+                path=name, container=payload.container, bits=bits, data=data, file=file, segments=(segment,),
                 compression=payload.compression, payload=payload, system_map=system_map,
             )  # fmt: skip
     raise ImageError(

@@ -19,7 +19,7 @@ _XZ_DICTIONARY = 32 << 20
 
 
 def repack(image: Image, container: bytes, data: bytes) -> bytes:
-    """``container`` (the bzImage that ``image`` was opened from) with ``data`` as its unpacked payload.
+    """``container`` with ``data`` as its unpacked payload: the file that ``image``, bzImage or UKI, was opened from.
 
     Raises :class:`ImageError` if the image is no bzImage of a known payload length,
     its format cannot be padded, ``data`` has another size, or the packed bytes do
@@ -42,8 +42,9 @@ def repack(image: Image, container: bytes, data: bytes) -> bytes:
     result = bytearray(container)
     result[payload.offset : payload.offset + payload.length] = body
     # arch/x86/boot/tools/build.c (up to 6.9) ends the image with the complement of the CRC-32 of all before it.
-    if zlib.crc32(container[:-4]) ^ 0xFFFFFFFF == int.from_bytes(container[-4:], "little"):
-        result[-4:] = (zlib.crc32(result[:-4]) ^ 0xFFFFFFFF).to_bytes(4, "little")
+    begin, end = payload.begin, len(container) if payload.end is None else payload.end
+    if zlib.crc32(container[begin : end - 4]) ^ 0xFFFFFFFF == int.from_bytes(container[end - 4 : end], "little"):
+        result[end - 4 : end] = (zlib.crc32(result[begin : end - 4]) ^ 0xFFFFFFFF).to_bytes(4, "little")
     return bytes(result)
 
 

@@ -15,6 +15,7 @@ def image_record(image: Image) -> dict[str, Any]:
     return {
         "path": image.path,
         "container": image.container,
+        "kind": image.kind,
         "compression": image.compression,
         "bits": image.bits,
         "banner": image.banner,
