@@ -75,6 +75,42 @@ def test_patterns_match_their_form_and_nothing_else(entries: dict[int, Legal]) -
     assert [matches(lock, code, 32, text) is not None for code in (b"\xf0", b"\x3e", b"\x90")] == [True, True, False]
 
 
+RETURN0, WARN, OLD_POISON, NEW_POISON = (bytes.fromhex(x) for x in ("2E2E2E31C0", "67480FB93A", "660F1F00", "0F1F40D6"))
+
+
+@pytest.mark.parametrize(
+    ("release", "poison", "forms", "jump"),
+    [("6.12.100", OLD_POISON, {RETURN0}, False), ("7.2.0", NEW_POISON, {RETURN0, WARN}, True)],
+)
+def test_states_of_newer_kernels(release: str, poison: bytes, forms: set[bytes], jump: bool, tmp_path: Path) -> None:
+    """The set has the sealed ENDBR, the calls that are written out and ftrace's jumps of the kernel's own release."""
+    maker = KernelMaker(bits=64, release=release)
+    entry = maker.code(b"\xe8" + bytes(4), "__fentry__")
+    maker.code(b"\xb9" + poison + b"\xc3")
+    for name in ("__static_call_return0", "__WARN_trap"):
+        maker.code(b"\xc3" * 4, name)
+    maker.data += b"".join(forms).ljust(16, b"\0")
+    sealed = maker.code(bytes.fromhex("f30f1efa") + b"\xc3" * 12)
+    maker.text += b"\xc3" * (-len(maker.text) % 4)
+    trampoline = maker.code(call(0xE9, 0, 0 - 11) + b"\x0f\xb9\xcc", "__SCT__it")
+    site = maker.code(b"\xe8" + ((trampoline - 5 - (trampoline + 8)) & 0xFFFFFFFF).to_bytes(4, "little") + b"\xc3" * 3)
+    key = maker.word(sealed, "__SCK__it")
+    here = maker.next_table()
+    maker.table(".ibt_endbr_seal", ((sealed - here) & 0xFFFFFFFF).to_bytes(4, "little"))
+    here = maker.next_table()
+    row = ((site - here) & 0xFFFFFFFF).to_bytes(4, "little") + ((key - here - 4) & 0xFFFFFFFF).to_bytes(4, "little")
+    maker.table(".static_call_sites", row)
+    maker.table("__mcount_loc", entry.to_bytes(8, "little"))
+    path = tmp_path / "vmlinux"
+    path.write_bytes(maker.build())
+    entries = {x.address: x for x in legal(open_image(path))}
+    assert states(entries[sealed]) == {bytes.fromhex("f30f1efa"), poison}
+    assert forms <= states(entries[site])
+    assert {RETURN0, WARN} - forms == {RETURN0, WARN} - states(entries[site])
+    five = entries[entry]
+    assert (matches(five, call(0xE9, entry, entry + 99), 64, (0, 0)) == "ftrace-jump") is jump
+
+
 def test_a_replacement_is_copied_as_earlier_passes_leave_it(tmp_path: Path) -> None:
     """5.13 to 6.7: paravirt first, in replacements too.  The copied call is not moved: it is six bytes, not five."""
     maker = KernelMaker(release="6.1.50")

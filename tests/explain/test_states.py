@@ -24,6 +24,9 @@ TEXT, DATA = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000
 ONE, TWO, RETURN0, THUNK, KEY, VARIABLE = TEXT, TEXT + 16, TEXT + 32, TEXT + 48, DATA, DATA + 64
 CALLS = TEXT + 0x100
 NOP = bytes.fromhex("0F1F440000")
+WARN, CONDITIONAL = TEXT + 64, TEXT + 80
+UD1, JNE = bytes.fromhex("67480FB93A"), bytes.fromhex("0F85")
+INLINE = {RETURN0: (bytes.fromhex("2E2E2E31C0"), bytes.fromhex("6631C06690")), WARN: (UD1,)}
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,24 @@ def live(image: Image, dump: Running | None) -> Live:
     return Live(Boot(image, rules, rules.nop_tables(64)[0]), dump)
 
 
-def left(image: Image, found: bytearray, sites: list[Site], dump: Running | None, thunk: int | None = None) -> set[int]:
+def left(
+    image: Image,
+    found: bytearray,
+    sites: list[Site],
+    dump: Running | None,
+    thunk: int | None = None,
+    *,
+    forced: bool = False,
+) -> set[int]:
     """Sites of static calls that are not as expected, by number."""
     forms = staticcalls.CallForms(
-        64, NOP, RETURN0, (bytes.fromhex("2E2E2E31C0"), bytes.fromhex("6631C06690")), thunk, None
-    )
-    ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(found))
+        64, NOP, RETURN0, INLINE, thunk, None, forced=forced, conditional=CONDITIONAL
+    )  # fmt: skip
+    disk = bytearray(b"\xc3" * 0x1000)
+    for site in sites:
+        if site.length == 6:
+            disk[site.address - TEXT : site.address - TEXT + 2] = JNE
+    ground = Ground(image, TEXT, bytes(disk), bytes(found))
     staticcalls.expect(ground, sites, dump, forms)
     return {
         site.entry for site in sites
@@ -121,6 +136,45 @@ def test_what_the_key_holds_decides(image: Image, tmp_path: Path) -> None:
         assert left(image, zero, sites, running(image, tmp_path, zero, struct.pack("<Q", RETURN0))) == set()
     wrong = laid({0: bytes.fromhex("2E2E2E33C0"), 1: near(0xE9, CALLS + 16, RETURN0)})
     assert left(image, wrong, sites, running(image, tmp_path, wrong, struct.pack("<Q", RETURN0))) == {0}
+
+
+def test_a_trap_is_written_out_only_where_the_key_holds_it(image: Image, tmp_path: Path) -> None:
+    """__WARN_trap of 6.19: UD1 in place of the call, a jump in a tail site and in the trampoline."""
+    sites = [call_site(0), call_site(1, tail=True)]
+    trap = laid({0: UD1, 1: near(0xE9, CALLS + 16, WARN)})
+    assert left(image, trap, sites, running(image, tmp_path, trap, struct.pack("<Q", WARN))) == set()
+    assert left(image, trap, sites, running(image, tmp_path, trap, struct.pack("<Q", TWO))) == {0, 1}
+    called = laid({0: near(0xE8, CALLS, WARN), 1: UD1})
+    assert left(image, called, sites, running(image, tmp_path, called, struct.pack("<Q", WARN))) == {0, 1}
+    # Without the key's value a trap is not believed: the key held another function on disk.
+    assert left(image, trap, sites[:1], None) == {0}
+
+
+def test_a_kernel_that_writes_its_calls_again_leaves_no_plain_return(image: Image, tmp_path: Path) -> None:
+    """static_call_force_reinit goes over the sites; a trampoline keeps the return that was written before."""
+    site = call_site(0, tail=True)
+    trampoline = site._replace(detail=StaticCall(KEY, site.address, True))
+    plain = laid({0: b"\xc3\xcc\xcc\xcc\xcc"})
+    dump = running(image, tmp_path, plain, bytes(8))
+    assert left(image, plain, [site], dump, THUNK) == set()
+    assert left(image, plain, [site], dump, THUNK, forced=True) == {0}
+    assert left(image, plain, [trampoline], dump, THUNK, forced=True) == set()
+
+
+def conditional(target: int, opcode: bytes = JNE) -> bytes:
+    return opcode + struct.pack("<i", target - CALLS - 6)
+
+
+def test_conditional_tail_calls_keep_their_condition(image: Image, tmp_path: Path) -> None:
+    """What clang makes of a tail call behind a test: six bytes, of which the last four are the kernel's."""
+    sites = [call_site(0, tail=True)._replace(length=6)]
+    for holds, goes, thunk in ((TWO, TWO, None), (0, CONDITIONAL, None), (0, THUNK, THUNK)):
+        text = laid({0: conditional(goes)})
+        dump = running(image, tmp_path, text, struct.pack("<Q", holds))
+        assert left(image, text, sites, dump, thunk) == set()
+    for wrong in (conditional(TWO, b"\x0f\x84"), conditional(ONE), near(0xE9, CALLS, TWO) + b"\xc3"):
+        text = laid({0: wrong})
+        assert left(image, text, sites, running(image, tmp_path, text, struct.pack("<Q", TWO))) == {0}
 
 
 def test_runtime_constants_are_what_the_variable_holds(image: Image, tmp_path: Path) -> None:

@@ -85,12 +85,11 @@ class Machine:
     def records(self, flags: dict[int, int], place: int = POOL + 0x100) -> None:
         self.put(place, b"".join(struct.pack("<QQ", site, flags.get(n, 0)) for n, site in enumerate(SITES)))
 
-    def traced(self, image: Image, folder: Path) -> tuple[set[int], list[int]]:
+    def traced(self, image: Image, folder: Path, *, jumps: bool = False) -> tuple[set[int], list[int]]:
         """Addresses that stay unexplained, by 32 bytes; and those that were proved."""
         ground, running = self.compared(image, folder)
-        proved = tracing.prove(
-            ground, running, [Site("mcount", s, 5, "f", "", "", n, Mcount(0)) for n, s in enumerate(SITES)]
-        )
+        sites = [Site("mcount", s, 5, "f", "", "", n, Mcount(0)) for n, s in enumerate(SITES)]
+        proved = tracing.prove(ground, running, sites, jumps=jumps)
         return {a & ~0x1F for a, _ in ground.differences()}, [p.address for p in proved]
 
     def probed(self, image: Image, folder: Path) -> tuple[list[int], list[str]]:
@@ -133,6 +132,15 @@ def test_trampolines_are_copies_of_the_callers(image: Image, tmp_path: Path) -> 
     machine.put(place, b"\x90" * 24)
     machine.records({2: ENABLED | DIRECT_EN | 1})
     assert machine.traced(image, tmp_path) == (set(), [SITES[2]])
+    # Newer kernels may jump to it, older ones never do; to a trampoline of ftrace's own nobody jumps.
+    machine.put(SITES[2], near(0xE9, SITES[2], place))
+    assert machine.traced(image, tmp_path)[0] == {SITES[2]}
+    assert machine.traced(image, tmp_path, jumps=True) == (set(), [SITES[2]])
+    machine.put(place, code_of_callers()[:64])
+    machine.records({2: ENABLED | TRAMP_EN | 1})
+    assert machine.traced(image, tmp_path, jumps=True)[0] == {SITES[2]}
+    machine.put(place, b"\x90" * 24)
+    machine.records({2: ENABLED | DIRECT_EN | 1})
     # Inside the kernel's own text no trampoline is.
     machine.put(SITES[2], near(0xE8, SITES[2], OTHER))
     assert machine.traced(image, tmp_path)[0] == {SITES[2]}

@@ -16,7 +16,9 @@ from vmipatch.isa import branch
 
 FAMILY = "static_calls"
 
-LENGTH = 5
+LENGTH, JCC_LENGTH = 5, 6
+"""Of a call or jump, and of the conditional tail call that clang makes (``0F 8x``, ``__is_Jcc`` of static_call.c)."""
+CONDITIONS = range(0x80, 0x90)
 FLAGS = 3
 TAIL = 1
 SINCE, MARKED = (5, 10), (5, 18)
@@ -36,15 +38,16 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         tables.append(_info(found))
         for entry in found.layout.entries(found.table, image.bits):
             address, word = entry.values
-            body = code.read(address, LENGTH)
-            target = branch.target_of(body, address, image.bits) if body else None
-            if target is None or target not in names:
+            length, target = branch_at(
+                code.read(address, JCC_LENGTH) or code.read(address, LENGTH), address, image.bits
+            )
+            if target not in names:
                 continue
             key = word & ~FLAGS
             keys[target] = key
             detail = StaticCall(key, target, bool(word & TAIL))
             where = code.section(address)
-            inline.append(Site(FAMILY, address, LENGTH, names[target], where, found.table.name, entry.address, detail))
+            inline.append(Site(FAMILY, address, length, names[target], where, found.table.name, entry.address, detail))
     sites = [
         Site(FAMILY, a, LENGTH, names[a], code.section(a), ".static_call.text", a, StaticCall(keys.get(a, 0), a, True))
         for a in places
@@ -88,6 +91,16 @@ def trampolines(image: Image, code: CodeBytes) -> list[int]:
     return sorted(set(result))
 
 
+def branch_at(body: bytes, address: int, bits: int) -> tuple[int, int]:
+    """Length and target of the call, jump or conditional jump that ``body`` starts with; ``(0, -1)`` for none."""
+    if body[:1] in (b"\xe8", b"\xe9") and len(body) >= LENGTH:
+        return LENGTH, branch.target_of(body[:LENGTH], address, bits) or 0
+    if len(body) >= JCC_LENGTH and body[0] == 0x0F and body[1] in CONDITIONS:
+        distance = int.from_bytes(body[2:JCC_LENGTH], "little", signed=True)
+        return JCC_LENGTH, (address + JCC_LENGTH + distance) & ((1 << bits) - 1)
+    return 0, -1
+
+
 def _is_jump(body: bytes, address: int, bits: int, code: CodeBytes) -> bool:
     if body[:1] == _RET:
         return True
@@ -114,10 +127,8 @@ def _tables(image: Image, code: CodeBytes, known: frozenset[int]) -> list[Found]
         def valid(start: int, data: bytes, at: int) -> bool:
             first, second = form.unpack_from(data, at)
             address = (start + first) & mask
-            body = code.read(address, LENGTH)
-            if not body or body[0] not in (branch.CALL, branch.JMP):
-                return False
-            if branch.target_of(body, address, image.bits) not in known:
+            body = code.read(address, JCC_LENGTH) or code.read(address, LENGTH)
+            if branch_at(body, address, image.bits)[1] not in known:
                 return False
             key = (start + 4 + second) & mask
             return any(low <= key < high for low, high in data_ranges)

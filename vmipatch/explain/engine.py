@@ -22,10 +22,11 @@ from vmipatch.explain.running import Running
 from vmipatch.image import Image
 from vmipatch.image.model import Section
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.evidence import rules_for
 from vmipatch.patch.passes import Boot
 from vmipatch.patch.patch import Plan
 from vmipatch.patch.planner import boot_plan, refuse_findings
-from vmipatch.patch.rules import Rules, choose
+from vmipatch.patch.rules import Rules
 from vmipatch.patch.slide import moved
 from vmipatch.patch.target import Native
 
@@ -71,7 +72,9 @@ def explain(
     ground = Ground(image, text.address, bytes(image.data[text.offset : text.offset + text.size]), found)
     boot_scan = scan(image, EVIDENCE)
     refuse_findings(image, boot_scan)
-    rules, warnings = choose(kernel or image.version, boot_scan.tables, image.path)
+    settled = rules_for(image, boot_scan, kernel)
+    rules, warnings = settled.rules, list(settled.warnings)
+    evidence += settled.told
     native, how = _machine(image, running, ground, boot_scan, cpu, kernel, rules)
     evidence += how
     if memory.missing:
@@ -112,7 +115,8 @@ def finish(kernel: Kernel, ground: Ground, boot_sites: Sequence[Site]) -> Compar
     if next(ground.differences(), None) is not None:
         inside = _inside(ground, boot_sites)
         thunks.prove(ground, kernel.running, [s for s in inside if s.family == "retpoline_sites"])
-        proved += tracing.prove(ground, kernel.running, here["mcount"])
+        jumps = bool(kernel.boot.rules.section("mcount").get("jumps"))
+        proved += tracing.prove(ground, kernel.running, here["mcount"], jumps=jumps)
         proved += probes.prove(ground, kernel.running)
     for family, sites in here.items():
         proved += LATE[family].proved(ground, sites, live)

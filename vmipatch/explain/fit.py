@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 
 from vmipatch.annotate import Scan, Site
-from vmipatch.annotate.features import numbers
 from vmipatch.annotate.site import Alternative
 from vmipatch.explain.ground import Ground
 from vmipatch.image import Image
@@ -48,7 +47,6 @@ def features(
     still open, or that others depend on too, is tried both ways.
     """
     _, most = rules.feature_words()
-    known = numbers()
     empty = Cpu("best fit", None, None, None, None, (0,) * most, complete=True)
     used_by = (s.detail.feature for s in found.sites if isinstance(s.detail, Alternative))
     words = dict.fromkeys((f for f in used_by if f < most * 32), False)
@@ -56,12 +54,12 @@ def features(
     jumps = sum(ground.found[s.address - ground.base] == branch.JMP for s in returns)
     fixed: dict[int, bool] = {}
     if returns:
-        fixed[known["RETHUNK"]] = jumps * 4 > len(returns)
+        fixed[_bit(rules, "RETHUNK")] = jumps * 4 > len(returns)
     kept = _inside(ground, found, "retpoline_sites")
     if kept:
         same = sum(ground.is_found(s.address, ground.disk[s.address - ground.base : s.end - ground.base]) for s in kept)
-        fixed[known["RETPOLINE"]] = same * 2 > len(kept)
-    fixed[known["ALWAYS"]] = True
+        fixed[_bit(rules, "RETPOLINE")] = same * 2 > len(kept)
+    fixed[_bit(rules, "ALWAYS")] = True
     words |= fixed
     thunk = return_thunk(ground, found)
     groups = _clusters(_inside(ground, found, "altinstructions"))
@@ -109,6 +107,13 @@ def features(
             words = trial
     total = sum(max(s.end for s in g) - g[0].address for g in groups)
     return _with(empty, words), f"{sum(right(words, groups))} of {total} bytes of alternatives agree"
+
+
+def _bit(rules: Rules, feature: str) -> int:
+    """A bit that has its place since the first kernel with such sites."""
+    number = rules.bit(feature)
+    assert number is not None
+    return number
 
 
 def _with(cpu: Cpu, choice: dict[int, bool]) -> Cpu:

@@ -21,10 +21,11 @@ from vmipatch.explain.engine import EVIDENCE, text_of
 from vmipatch.explain.late import LATE, State
 from vmipatch.image import Image
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.evidence import rules_for
 from vmipatch.patch.passes import PASSES, Boot, Choice
 from vmipatch.patch.passes.returns import ITS
 from vmipatch.patch.planner import refuse_findings
-from vmipatch.patch.rules import Rules, choose
+from vmipatch.patch.rules import Rules
 from vmipatch.patch.target import Native
 from vmipatch.patch.text import Text
 
@@ -37,6 +38,7 @@ MANY_CPUS = 2
 DOMAINS = {
     "ftrace-call": "E8 to ftrace_caller or ftrace_regs_caller, or to a trampoline that ftrace copies from them into "
     "memory outside the image, or to a direct-call trampoline registered with ftrace",
+    "ftrace-jump": "E9 to a direct-call trampoline registered with ftrace to be jumped to",
     "static-call": "E8 (a tail call and a trampoline: E9) to any function that the kernel stores in the site's key",
     "runtime-const": "any value: that which the variable named by the table gets while the kernel starts",
     "its-thunk": "E9 or E8 to a thunk of its own for the register, in memory outside the image (INDIRECT_THUNK_ITS)",
@@ -75,7 +77,7 @@ def legal(image: Image, *, kernel: tuple[int, ...] | None = None) -> Iterator[Le
     evidence, late = scan(image, EVIDENCE), scan(image, AT_RUN_TIME)
     for each in (evidence, late):
         refuse_findings(image, each)
-    rules, _ = choose(kernel or image.version, evidence.tables, image.path)
+    rules = rules_for(image, evidence, kernel).rules
     more = [family for family in rules.boot if family not in EVIDENCE]
     others = scan(image, more)
     refuse_findings(image, others)
@@ -195,6 +197,8 @@ def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str 
         if pattern == "static-call" and code[:1] in (b"\xe8", b"\xe9"):
             return pattern
         if pattern == "runtime-const":
+            return pattern
+        if pattern == "ftrace-jump" and code[:1] == b"\xe9":
             return pattern
         if pattern == "ftrace-call" and code[:1] == b"\xe8":
             return pattern

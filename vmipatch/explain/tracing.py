@@ -15,9 +15,9 @@ from vmipatch.explain.result import Proved
 from vmipatch.explain.running import Running
 from vmipatch.isa import branch
 
-# FTRACE_FL_* of 3.19 to 6.12: the upper bits have stayed.
+# FTRACE_FL_* of 3.19 to 7.3: the upper bits have stayed; newer ones took bits from the count, which never gets so far.
 _ENABLED, _REGS_EN, _TRAMP_EN, _DIRECT_EN = 1 << 31, 1 << 29, 1 << 27, 1 << 23
-_COUNT = (1 << 20) - 1
+_COUNT = (1 << 19) - 1
 _LENGTH = 5
 _SEARCHES = 4
 """Passes over the dump for one site's record each: with it the whole block of records is found, of which there are
@@ -28,9 +28,13 @@ _COMPARED = 24
 """Bytes of a trampoline that must be those of ftrace_caller, from which the kernel copies it."""
 
 
-def prove(ground: Ground, running: Running, sites: Sequence[Site]) -> list[Proved]:
-    """Expect the calls that ftrace's records account for, and say what proves each."""
-    changed = [s for s in sites if _calls(ground, s)]
+def prove(ground: Ground, running: Running, sites: Sequence[Site], *, jumps: bool = False) -> list[Proved]:
+    """Expect the calls that ftrace's records account for, and say what proves each.
+
+    With ``jumps`` (6.19 on) a direct trampoline may be jumped to.
+    """
+    opcodes = (branch.CALL, branch.JMP) if jumps else (branch.CALL,)
+    changed = [s for s in sites if _calls(ground, s, opcodes)]
     if not changed:
         return []
     records = _Records(running, sorted(s.address for s in sites), [s.address for s in changed])
@@ -56,9 +60,9 @@ def prove(ground: Ground, running: Running, sites: Sequence[Site]) -> list[Prove
     return result
 
 
-def _calls(ground: Ground, site: Site) -> bool:
+def _calls(ground: Ground, site: Site, opcodes: Sequence[int]) -> bool:
     at = site.address - ground.base
-    return ground.found[at] == branch.CALL and ground.found[at : at + _LENGTH] != ground.expected[at : at + _LENGTH]
+    return ground.found[at] in opcodes and ground.found[at : at + _LENGTH] != ground.expected[at : at + _LENGTH]
 
 
 def _accounts(
@@ -67,7 +71,7 @@ def _accounts(
     """Why the flags of a record call for this very target; None where they do not."""
     target = branch.target_of(code, address, ground.image.bits)
     name = "ftrace_regs_caller" if flags & _REGS_EN else "ftrace_caller"
-    if target is None:
+    if target is None or (code[0] == branch.JMP and not flags & _DIRECT_EN):
         return None
     if target == callers[name] and not flags & (_TRAMP_EN | _DIRECT_EN):
         return f"enabled, calls {name}"
@@ -77,7 +81,8 @@ def _accounts(
     if there is None or not any(there):
         return None
     if flags & _DIRECT_EN:
-        return f"enabled, calls a direct trampoline at {target:#x}"
+        verb = "jumps to" if code[0] == branch.JMP else "calls"
+        return f"enabled, {verb} a direct trampoline at {target:#x}"
     for caller in callers.values():
         if caller is not None and running.read(caller, _COMPARED) == there:
             return f"enabled, calls a trampoline at {target:#x}, a copy of ftrace_caller"

@@ -53,15 +53,16 @@ def disassemble(code: bytes, bits: int, address: int) -> list[Instruction]:
 class Detailed(NamedTuple):
     """Where the parts of one instruction lie; offsets and sizes in bytes from its start.
 
-    ``opcode`` is the first opcode byte after prefixes; ``branch`` a relative jump
-    or call, whose signed displacement is ``immediate``; ``rip_offset`` the place
+    ``opcode`` is the first opcode byte after prefixes; ``branch`` a relative jump or call that Linux moves with its
+    code (not LOOP, JCXZ, XBEGIN), whose signed displacement is ``immediate``; ``rip_offset`` the place
     of a RIP-relative displacement, 0 if there is none; ``nop`` what Linux 6.4's
-    ``insn_is_nop`` takes for one (``90`` without REP, ``0F 1F``).
+    ``insn_is_nop`` takes for one, ``any_nop`` that of 6.19 (:func:`is_any_nop`).
     """
 
     size: int
     opcode: int
     nop: bool
+    any_nop: bool
     branch: bool
     immediate: int
     immediate_offset: int
@@ -81,15 +82,79 @@ def _detailed_engine(bits: int) -> Any:
 def detailed(code: bytes, bits: int) -> Detailed | None:
     """The parts of the instruction that ``code`` starts with, or None if it starts with none."""
     import capstone.x86_const as x86
-    from capstone import CS_GRP_BRANCH_RELATIVE
 
     for found in _detailed_engine(bits).disasm(code, 0, 1):
         opcode = found.opcode[0]
-        nop = (opcode == 0x90 and found.prefix[0] != 0xF3) or (opcode == 0x0F and found.opcode[1] == 0x1F)
-        # XBEGIN counts as a relative branch too, and moves like one.
-        branch = found.group(CS_GRP_BRANCH_RELATIVE) or opcode == 0xE8
+        nop = is_nop(code[: found.size], bits)
+        more = is_any_nop(code[: found.size], bits)
+        branch = opcode in _BRANCHES or (opcode == 0x0F and found.opcode[1] in _NEAR_CONDITIONS)
         at, width = found.encoding.imm_offset, found.encoding.imm_size
         immediate = int.from_bytes(code[at : at + width], "little", signed=True) if branch else 0
         rip = any(o.type == x86.X86_OP_MEM and o.mem.base == x86.X86_REG_RIP for o in found.operands)
-        return Detailed(found.size, opcode, nop, branch, immediate, at, width, found.encoding.disp_offset if rip else 0)
+        place = found.encoding.disp_offset if rip else 0
+        return Detailed(found.size, opcode, nop, more, branch, immediate, at, width, place)
     return None
+
+
+_BRANCHES = frozenset((*range(0x70, 0x80), 0xE8, 0xE9, 0xEB))
+_NEAR_CONDITIONS = range(0x80, 0x90)
+_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+_REP, _DS, _OPERAND_SIZE = 0xF3, 0x3E, 0x66
+_REX = range(0x40, 0x50)
+_NO_INDEX = 4
+
+
+def _opened(code: bytes, bits: int) -> tuple[bytes, int, bytes]:
+    """One instruction as its legacy prefixes, its REX prefix (0 for none) and the rest, opcode first."""
+    at = 0
+    while at < len(code) and code[at] in _PREFIXES:
+        at += 1
+    prefixes = code[:at]
+    rex = 0
+    if bits == 64 and at < len(code) and code[at] in _REX:
+        rex = code[at]
+        at += 1
+    return prefixes, rex, code[at:]
+
+
+def is_nop(code: bytes, bits: int) -> bool:
+    """What ``insn_is_nop`` of arch/x86/kernel/alternative.c in 6.4 to 6.18 takes for a nop: ``90``, but no PAUSE, and
+    ``0F 1F``.  capstone reports no prefix of PAUSE, so its bytes are looked at.
+    """
+    prefixes, _, rest = _opened(code, bits)
+    return (rest[:1] == b"\x90" and prefixes[:1] != bytes((_REP,))) or rest[:2] == b"\x0f\x1f"
+
+
+def is_any_nop(code: bytes, bits: int) -> bool:
+    """What ``insn_is_nop`` of arch/x86/lib/insn-eval.c in 7.2 and 7.3 takes for a nop.
+
+    Besides ``90`` (but no PAUSE, no XCHG with another register) and ``0F 1F /0``: MOV of a register to itself, LEA of
+    one without a displacement, at the size of the mode, and a jump to what follows.
+    """
+    prefixes, rex, rest = _opened(code, bits)
+    if not rest:
+        return False
+    opcode, body = rest[0], rest[1:]
+    if opcode == 0x90:
+        return not rex & 1 and _REP not in prefixes
+    if opcode in (0xE9, 0xEB):
+        return bool(body) and not any(body)
+    if opcode == 0x0F:
+        return len(body) > 1 and body[0] == 0x1F and not (body[1] >> 3 & 7) + 2 * (rex & 4)
+    if opcode not in (0x89, 0x8D) or not body:
+        return False
+    native = bool(rex & 8) if bits == 64 else _OPERAND_SIZE not in prefixes
+    mode, register, memory = body[0] >> 6, (body[0] >> 3 & 7) + 2 * (rex & 4), (body[0] & 7) + 8 * (rex & 1)
+    if not native:
+        return False
+    if opcode == 0x89:
+        return mode == 3 and register == memory
+    if mode in (0, 3) or set(prefixes) - {_DS}:
+        return False
+    rest = body[1:]
+    if body[0] & 7 == 4:
+        sib, rest = rest[0], rest[1:]
+        if sib >> 6 or (sib >> 3 & 7) + 4 * (rex & 2) != _NO_INDEX:
+            return False
+        memory = (sib & 7) + 8 * (rex & 1)
+    return register == memory and not any(rest)

@@ -12,10 +12,11 @@ from vmipatch.annotate.site import Thunk
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
 from vmipatch.patch import afterburn, rom, sealing
+from vmipatch.patch.evidence import rules_for
 from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Pass, Twice
 from vmipatch.patch.passes.onrom import ParavirtOnRom
 from vmipatch.patch.patch import Patch, Plan
-from vmipatch.patch.rules import Rules, Version, choose, eras
+from vmipatch.patch.rules import Rules, Version, eras
 from vmipatch.patch.target import Native, OnRom, Target
 from vmipatch.patch.text import Text
 
@@ -78,7 +79,8 @@ def _planned(
         if on_rom is not None and not patches:
             raise PatchError("no site of this image can call a ROM", file=image.path)
         return Plan(tuple(patches))
-    rules, warnings = choose(kernel or image.version, scan.tables, image.path)
+    settled = rules_for(image, scan, kernel)
+    rules, warnings = settled.rules, list(settled.warnings)
     cpu = native.cpu if native is not None else NO_FEATURES
     if native is not None:
         _check_features(native, rules, warnings)

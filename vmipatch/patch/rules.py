@@ -10,6 +10,7 @@ from typing import Any
 from vmipatch import facts
 from vmipatch.annotate import TableInfo
 from vmipatch.annotate.family import AT_BOOT, FAMILIES
+from vmipatch.annotate.features import numbers
 from vmipatch.errors import PatchError, SpecError, UsageError
 from vmipatch.isa import nops
 from vmipatch.patch.cpu import Cpu
@@ -57,14 +58,17 @@ class Rules:
         names = [row["table"] for row in self.spec["nops"] if row.get("bits", bits) == bits]
         return [nops.table(name) for name in dict.fromkeys(names)]
 
+    def bit(self, feature: str) -> int | None:
+        """The number of a feature bit in this kernel; None where nothing tells it."""
+        found: int | None = self.spec.get("bits", numbers()).get(feature)
+        return found
+
     def nops_need_identity(self, bits: int) -> bool:
         """Whether the choice of padding depends on who made the CPU, which feature words do not say."""
         return any("vendor" in row for row in self.spec["nops"] if row.get("bits", bits) == bits)
 
 
 def _holds(row: dict[str, Any], cpu: Cpu, bits: int) -> bool:
-    from vmipatch.annotate.features import numbers
-
     if row.get("bits", bits) != bits or row.get("vendor", cpu.vendor) != cpu.vendor:
         return False
     if "feature" in row and not cpu.has(numbers()[row["feature"]]):
@@ -98,12 +102,12 @@ _WORDS: Mapping[str, frozenset[str] | None] = {
     **dict.fromkeys(("since", "like", "tried", "feature_words", "passes", "boot")),
     "layouts": frozenset(FAMILIES),
     "nops": frozenset(("vendor", "family", "model", "except_model", "feature", "bits", "table")),
-    "alternatives": frozenset(("displacement", "padding", "optimise", "nested", "null", "nop")),
-    "retpolines": frozenset(("int3",)),
+    "alternatives": frozenset(("displacement", "padding", "optimise", "nested", "once", "nops", "null", "nop")),
+    "retpolines": frozenset(("int3", "form")),
     "returns": frozenset(("thunks",)),
     "endbr": frozenset(("poison",)),
+    "mcount": frozenset(("jumps",)),
     "locks": frozenset(("byte", "bounds")),
-    "static_calls": frozenset(("return0",)),
     "paravirt": frozenset((
         "mode", "default", "clobbers", "null", "nop", "identity32", "identity64", "jump",
         "inline32", "inline64", "only",

@@ -36,4 +36,5 @@ class McountCalls(LateFamily):
 
     def states(self, site: Site, boot: Boot) -> tuple[list[State], tuple[str, ...]]:
         """See :class:`LateFamily`."""
-        return [State(five, "not traced") for five in five_byte_nops(boot)], ("ftrace-call",)
+        patterns = ("ftrace-call", "ftrace-jump") if boot.rules.section("mcount").get("jumps") else ("ftrace-call",)
+        return [State(five, "not traced") for five in five_byte_nops(boot)], patterns

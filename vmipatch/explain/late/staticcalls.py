@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmipatch.annotate import Site
 from vmipatch.annotate.site import StaticCall
+from vmipatch.annotate.staticcalls import JCC_LENGTH
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late.contract import Data, LateFamily, Live, State, Tally, five_byte_nop, five_byte_nops
+from vmipatch.image import Image
 from vmipatch.isa import branch
+from vmipatch.patch import evidence
 from vmipatch.patch.passes import Boot, returns
 
 _NEAR = 40
@@ -19,47 +22,67 @@ _NEAR = 40
 _AGREEING = 4
 """Sites of one key that must call the same function before that is taken for its value."""
 
-_RETURN0 = ["2E2E2E31C0"]
-"""xor eax, eax in five bytes: what a call of __static_call_return0 becomes where the era says nothing else."""
+_RETURN0 = "__static_call_return0"
+_CONDITIONAL_RETURN = "__static_call_return"
+"""Where a conditional tail call goes whose key holds none (arch/x86/kernel/static_call.c, JCC)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallForms:
-    """How a kernel writes static calls: its nop, what calls of ``__static_call_return0`` become, and its returns."""
+    """How a kernel writes static calls: its nop, its returns, and functions that are written out instead of called.
+
+    ``inline`` has by a function's virtual address what its calls become.  ``forced`` is true where the kernel
+    writes all sites, but no trampolines, once more after it has chosen its return thunk (``static_call_force_reinit``).
+    """
 
     bits: int
     nop: bytes
     return0: int | None
-    return0_forms: tuple[bytes, ...]
+    inline: Mapping[int, tuple[bytes, ...]]
     thunk: int | None
     its: int | None
+    forced: bool = False
+    conditional: int | None = None
 
-    def of(self, site: Site, function: int, now: bytes) -> bytes:
-        """The bytes of a site whose key holds ``function`` (0 for none); ``now`` chooses among equal forms."""
+    def of(self, site: Site, function: int, now: bytes, before: bytes) -> bytes:
+        """The bytes of a site whose key holds ``function`` (0 for none).
+
+        ``before`` are those on disk: a conditional jump keeps its condition; ``now`` chooses among equal forms.
+        """
         detail = site.detail
         assert isinstance(detail, StaticCall)
         if not function:
             if not detail.tail:
                 return self.nop
-            # Before the mitigations were chosen the kernel wrote plain returns, and 6.1 leaves them.
+            if len(before) == JCC_LENGTH:
+                return self._conditional(site, self.thunk or self.conditional or 0, before)
             late = returns.form_at(site.address, self.thunk, self.its, self.bits)
-            return now if now == returns.RET else late
-        if function == self.return0 and not detail.tail:
-            return now if now in self.return0_forms else self.return0_forms[0]
+            # Before the mitigations were chosen the kernel wrote plain returns, and leaves them in trampolines.
+            early = now == returns.RET and (site.address == detail.trampoline or not self.forced)
+            return now if early else late
+        if len(before) == JCC_LENGTH:
+            return self._conditional(site, function, before)
+        if not detail.tail and (forms := self.inline.get(function)):
+            return now if now in forms else forms[0]
         opcode = branch.JMP if detail.tail else branch.CALL
         return branch.near(opcode, site.address, function, self.bits)
+
+    def _conditional(self, site: Site, function: int, before: bytes) -> bytes:
+        distance = function - site.address - JCC_LENGTH
+        return before[:2] + (distance & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def call_forms(boot: Boot) -> CallForms:
     """How a kernel writes static calls after this boot."""
+    inline: dict[int, tuple[bytes, ...]] = {}
+    for row in evidence.call_forms(boot.image):
+        if (function := boot.lookup(row["function"])) is not None:
+            inline[function] = (*inline.get(function, ()), bytes.fromhex(row["code"]))
     return CallForms(
-        boot.image.bits, five_byte_nop(boot.nops), boot.lookup("__static_call_return0"), _return0(boot),
+        boot.image.bits, five_byte_nop(boot.nops), boot.lookup(_RETURN0), inline,
         returns.thunk_of(boot), boot.lookup(returns.ITS),
+        boot.lookup("static_call_force_reinit") is not None, boot.lookup(_CONDITIONAL_RETURN),
     )  # fmt: skip
-
-
-def _return0(boot: Boot) -> tuple[bytes, ...]:
-    return tuple(bytes.fromhex(x) for x in boot.rules.section("static_calls").get("return0", _RETURN0))
 
 
 class StaticCalls(LateFamily):
@@ -77,7 +100,11 @@ class StaticCalls(LateFamily):
         assert isinstance(detail, StaticCall)
         if not detail.tail:
             listed = [State(five, f"{site.op} is none") for five in five_byte_nops(boot)]
-            return listed + [State(code, f"{site.op} returns 0") for code in _return0(boot)], ("static-call",)
+            rows = evidence.call_forms(boot.image)
+            listed += [State(bytes.fromhex(row["code"]), f"{site.op}: {row['says']}") for row in rows]
+            return listed, ("static-call",)
+        if site.length == JCC_LENGTH:
+            return [], ("static-call",)
         listed = [State(returns.RET, f"{site.op} is none")]
         its = boot.lookup(returns.ITS)
         for name in returns.thunk_names(boot.rules):
@@ -106,11 +133,12 @@ def expect(ground: Ground, sites: Sequence[Site], running: Data | None, forms: C
             tally.evidence["none: as on disk"] += 1
             continue
         tally.evidence["key" if running is not None else "key as on disk, or a form without a target"] += 1
-        form = forms.of(site, function, now)
+        form = forms.of(site, function, now, ground.disk[at : at + site.length])
         if site.address == detail.trampoline and _means(booted, site.address, forms) == function and now == booted:
             form = booted
         ground.lay(site.address, form, cause)
-        tally.states["none" if not function else "return 0" if function == forms.return0 else "function"] += 1
+        inline = function in forms.inline and not detail.tail
+        tally.states["none" if not function else "written out" if inline else "function"] += 1
     return tally
 
 
@@ -132,7 +160,8 @@ class _Keys:
         self._functions: dict[int, int | None] = {}
         self._agreed: dict[int, int] = {}
         image = ground.image
-        self._data = [(s.address, s.end) for s in image.sections if s.write and s.file_size and not s.exec]
+        # A key of a call that starts as none stands in .bss.
+        self._data = [(s.address, s.end) for s in image.sections if s.write and s.alloc and not s.exec]
 
     def agree(self, sites: Sequence[Site]) -> None:
         """Without the dump's data: what the sites of one key call, if it is a function and most of them agree."""
@@ -172,7 +201,7 @@ class _Keys:
         forms, image = self._forms, self._ground.image
         if now in (forms.nop, returns.RET):
             return 0
-        if now in forms.return0_forms:
+        if forms.return0 is not None and now in forms.inline.get(forms.return0, ()):
             return forms.return0
         if not key:
             return None
@@ -199,9 +228,14 @@ class _Keys:
             while at >= 0:
                 for near in range(max(0, at - _NEAR), min(len(data) - 4, at + _NEAR)):
                     key = int.from_bytes(data[near : near + 4], "little")
-                    if any(low <= key <= high - 4 for low, high in self._data):
-                        before = int.from_bytes(image.read(key, 4), "little")
-                        if before == went and running.pointer(key) == goes:
-                            return goes
+                    known = any(low <= key <= high - 4 for low, high in self._data)
+                    if known and _on_disk(image, key) == went and running.pointer(key) == goes:
+                        return goes
                 at = data.find(wanted, at + 1)
         return None
+
+
+def _on_disk(image: Image, key: int) -> int:
+    """What the word of a key holds in the image; 0 in a section that has no bytes there."""
+    section = image.section_at(key)
+    return 0 if section is None or not section.file_size else int.from_bytes(image.read(key, 4), "little")

@@ -5,7 +5,10 @@ Table order is meaning: a later entry sees, and may replace, what an earlier one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
 
 from vmipatch.annotate import Site
 from vmipatch.annotate.features import feature_name
@@ -14,6 +17,7 @@ from vmipatch.errors import PatchError
 from vmipatch.image import Image
 from vmipatch.isa import branch, decode
 from vmipatch.isa.nops import NopTable
+from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.passes import relocate
 from vmipatch.patch.passes.contract import Boot, Choice, Pass, Twice
 from vmipatch.patch.patch import Cause, Patch
@@ -35,19 +39,19 @@ class Alternatives(Pass):
         nops, bits, cpu = boot.nops, text.image.bits, boot.cpu
         optimise = how["optimise"]
         lengths = _nested_lengths(sites) if how.get("nested") else {}
-        for site in sites:
+        for site in _last_eligible(sites, cpu) if how.get("once") else sites:
             detail = site.detail
             assert isinstance(detail, Alternative)
             length = lengths.get(site.address, site.length)
             old = text.read(site.address, length)
-            applies = cpu.has(detail.feature) != detail.inverted
+            applies = _applies(site, cpu)
             if applies:
                 new = _replacement(text, site, length, detail, how, nops)
                 if optimise == "instructions":
                     new = join_nops(new, bits, nops)
                 reason = f"{site.op} holds: the replacement at {detail.replacement:#x}"
             else:
-                new = _not_applied(old, detail, optimise, bits, nops)
+                new = _not_applied(old, detail, how, bits, nops)
                 reason = f"{site.op} does not hold: nops joined"
             if new != old or applies:
                 text.write(site.address, new)
@@ -62,10 +66,23 @@ class Alternatives(Pass):
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """Each feature that an entry asks for, and the nops that fill a site."""
         features = sorted({s.detail.feature for s in sites if isinstance(s.detail, Alternative)})
-        found = [
-            [Choice(f"no {feature_name(f)}", ((f, False),)), Choice(feature_name(f), ((f, True),))] for f in features
-        ]
+        named = [(f, feature_name(f, image.version)) for f in features]
+        found = [[Choice(f"no {name}", ((f, False),)), Choice(name, ((f, True),))] for f, name in named]
         return [*found, [Choice("", nops=table) for table in rules.nop_tables(image.bits)]]
+
+
+def _applies(site: Site, cpu: Cpu) -> bool:
+    assert isinstance(site.detail, Alternative)
+    return cpu.has(site.detail.feature) != site.detail.inverted
+
+
+def _last_eligible(sites: Sequence[Site], cpu: Cpu) -> Iterator[Site]:
+    """7.0 on: of entries of one address that follow each other the last that applies is written, once
+    (``analyze_patch_site``); where none applies, the first stands for them.
+    """
+    for _, group in groupby(sites, key=attrgetter("address")):
+        entries = list(group)
+        yield next((s for s in reversed(entries) if _applies(s, cpu)), entries[0])
 
 
 def _nested_lengths(sites: Sequence[Site]) -> dict[int, int]:
@@ -93,8 +110,10 @@ def _replacement(
     displacement = how["displacement"]
     if displacement == "all":
         padded = body + bytes((NOP,)) * (length - size)
-        branches = how["optimise"] == "runs-and-branches"
-        return relocate.apply(padded, site.address, detail.replacement, size, text.image.bits, nops, branches=branches)
+        return relocate.apply(
+            padded, site.address, detail.replacement, detail.replacement_length, text.image.bits, nops,
+            branches=how["optimise"] == "runs-and-branches", more=how.get("nops") == "more",
+        )  # fmt: skip
     if displacement != "none" and size == 5 and body[0] == branch.CALL:
         body = _moved_call(body, detail.replacement, site.address, text.image.bits)
     elif displacement == "call-jump" and size == 5 and body[0] == branch.JMP:
@@ -123,7 +142,8 @@ def _moved_jump(body: bytes, source: int, address: int, bits: int, nops: NopTabl
     return branch.near(branch.JMP, address, target, bits)
 
 
-def _not_applied(old: bytes, detail: Alternative, optimise: str, bits: int, nops: NopTable) -> bytes:
+def _not_applied(old: bytes, detail: Alternative, how: Mapping[str, Any], bits: int, nops: NopTable) -> bytes:
+    optimise = how["optimise"]
     if optimise == "padding":
         pad = detail.pad_length or 0
         # 4.1 to 5.12 count the padding at the end but look for it at the beginning of the site.
@@ -131,7 +151,8 @@ def _not_applied(old: bytes, detail: Alternative, optimise: str, bits: int, nops
             return old[: len(old) - pad] + nops.fill(pad)
         return old
     if optimise.startswith("runs"):
-        return relocate.join_runs(old, bits, nops, branches=optimise == "runs-and-branches")
+        branches, more = optimise == "runs-and-branches", how.get("nops") == "more"
+        return relocate.join_runs(old, bits, nops, branches=branches, more=more)
     return join_nops(old, bits, nops) if optimise == "instructions" else old
 
 

@@ -43,6 +43,11 @@ class Boot:
         """The CPU; one without features where none is known."""
         return NO_FEATURES if self.native is None else self.native.cpu
 
+    def has(self, feature: str) -> bool:
+        """Whether this CPU has a feature, by the number that this kernel gives it; no where nothing tells that."""
+        number = self.rules.bit(feature)
+        return number is not None and self.cpu.has(number)
+
     def lookup(self, name: str) -> int | None:
         """The virtual address of a symbol of the image."""
         return self.image.symbols.lookup(name)

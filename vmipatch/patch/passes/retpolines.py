@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmipatch.annotate import Site
-from vmipatch.annotate.features import numbers
 from vmipatch.annotate.site import Thunk
 from vmipatch.image import Image
 from vmipatch.patch.passes import relocate
@@ -17,6 +16,10 @@ from vmipatch.patch.text import Text
 
 _LFENCE = b"\x0f\xae\xe8"
 _INT3 = b"\xcc"
+_CS = b"\x2e"
+_MOST_PREFIXES = 3
+PREFIXES = "prefixes"
+"""The word of an era's ``retpolines.form``."""
 
 
 class Retpolines(Pass):
@@ -26,32 +29,33 @@ class Retpolines(Pass):
 
     def applies(self, boot: Boot) -> bool:
         """Not where the CPU keeps its retpolines."""
-        known = numbers()
-        return boot.cpu.has(known["RETPOLINE_LFENCE"]) or not boot.cpu.has(known["RETPOLINE"])
+        return boot.has("RETPOLINE_LFENCE") or not boot.has("RETPOLINE")
 
     def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
         """See :class:`Pass`."""
-        fence = boot.cpu.has(numbers()["RETPOLINE_LFENCE"])
+        fence = boot.has("RETPOLINE_LFENCE")
         bits, nops = text.image.bits, boot.nops
-        optimise = boot.rules.section("alternatives")["optimise"]
-        int3 = boot.rules.section("retpolines").get("int3", True)
+        how, form = boot.rules.section("alternatives"), boot.rules.section("retpolines")
+        optimise, more = how["optimise"], how.get("nops") == "more"
+        int3, prefixes = form.get("int3", True), form.get("form") == PREFIXES
         reason = "no retpoline, after LFENCE" if fence else "no retpoline"
         for site in sites:
             old = text.read(site.address, site.length)
-            new = direct(site, old, fence=fence, int3=int3)
+            new = direct(site, old, fence=fence, int3=int3, prefixes=prefixes)
             if new is None:
                 continue
             if optimise == "instructions":
                 new = join_nops(new, bits, nops)
             elif optimise.startswith("runs"):
-                new = relocate.join_runs(new, bits, nops, branches=optimise == "runs-and-branches")
+                new = relocate.join_runs(new, bits, nops, branches=optimise == "runs-and-branches", more=more)
             text.write(site.address, new)
             yield Patch(site.address, old, new, Cause(self.family, site.op, reason), site)
 
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """With retpolines, without, or with LFENCE."""
-        known = numbers()
-        keep, fence = known["RETPOLINE"], known["RETPOLINE_LFENCE"]
+        keep, fence = rules.bit("RETPOLINE"), rules.bit("RETPOLINE_LFENCE")
+        if keep is None or fence is None:
+            return []
         return [[
             Choice("retpoline", ((keep, True), (fence, False))),
             Choice("no retpoline", ((keep, False), (fence, False))),
@@ -59,11 +63,12 @@ class Retpolines(Pass):
         ]]  # fmt: skip
 
 
-def direct(site: Site, old: bytes, *, fence: bool, int3: bool) -> bytes | None:
-    """The indirect branch of a site in as many bytes, nops behind it; None where it does not fit.
+def direct(site: Site, old: bytes, *, fence: bool, int3: bool, prefixes: bool = False) -> bytes | None:
+    """The indirect branch of a site in as many bytes (``emit_indirect``); None where it does not fit.
 
-    ``fence`` puts LFENCE before it; ``int3`` puts INT3 behind a jump, so that nothing
-    is speculated into (6.0 on).
+    ``fence`` puts LFENCE before it; ``int3`` puts one INT3 behind a jump, so that nothing is speculated into (6.0 on),
+    and nops behind that and behind a call.  With ``prefixes`` (6.18 on) a call that leaves up to three bytes
+    has them in front as CS prefixes, and all that a jump leaves is INT3.
     """
     detail = site.detail
     assert isinstance(detail, Thunk)
@@ -76,11 +81,17 @@ def direct(site: Site, old: bytes, *, fence: bool, int3: bool) -> bytes | None:
         body += bytes((0x70 + ((old[1] & 0xF) ^ 1), site.length - 2))
     if fence:
         body += _LFENCE
+    jump = bytes((0xFF, (0xD0 if kind == "call" else 0xE0) + (detail.register & 7)))
     if detail.register >= 8:
-        body += b"\x41"
-    body += bytes((0xFF, (0xD0 if kind == "call" else 0xE0) + (detail.register & 7)))
-    if len(body) > site.length:
+        jump = b"\x41" + jump
+    rest = site.length - len(body) - len(jump)
+    if rest < 0:
         return None
+    if prefixes and kind == "call" and rest <= _MOST_PREFIXES:
+        return body + _CS * rest + jump
+    body += jump
+    if prefixes and kind != "call":
+        return body + _INT3 * rest
     if kind != "call" and int3 and len(body) < site.length:
         body += _INT3
     return body + b"\x90" * (site.length - len(body))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmipatch.annotate import Site
-from vmipatch.annotate.features import numbers
 from vmipatch.image import Image
 from vmipatch.isa import branch
-from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.passes.contract import Boot, Choice, Pass
 from vmipatch.patch.patch import Cause, Patch
 from vmipatch.patch.rules import Rules
@@ -22,11 +20,6 @@ ITS = "its_return_thunk"
 
 ITS_HALF = 0x20
 """Indirect Target Selection strikes branches in the lower half of a cache line: this bit of their address is clear."""
-
-
-def wants_thunk(cpu: Cpu) -> bool:
-    """Whether returns stay jumps to a thunk on this CPU (X86_FEATURE_RETHUNK)."""
-    return cpu.has(numbers()["RETHUNK"])
 
 
 def form_at(address: int, thunk: int | None, its: int | None, bits: int) -> bytes:
@@ -45,13 +38,12 @@ def thunk_of(boot: Boot) -> int | None:
 
     What the boot says, else what its mitigations choose by the CPU's features (``[returns]`` of the era).
     """
-    if not wants_thunk(boot.cpu):
+    if not boot.has("RETHUNK"):
         return None
     if boot.return_thunk is not None:
         return boot.return_thunk
-    known = numbers()
     for feature, name in boot.rules.section("returns").get("thunks", ()):
-        if boot.cpu.has(known[feature]) and (address := boot.lookup(name)) is not None:
+        if boot.has(feature) and (address := boot.lookup(name)) is not None:
             return address
     return boot.lookup(DEFAULT)
 
@@ -79,7 +71,9 @@ class Returns(Pass):
 
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """Plain returns, or one of the thunks that the image has."""
-        rethunk = numbers()["RETHUNK"]
+        rethunk = rules.bit("RETHUNK")
+        if rethunk is None:
+            return []
         found = [Choice("returns", ((rethunk, False),))]
         for name in thunk_names(rules):
             if (address := image.symbols.lookup(name)) is not None:
