@@ -23,6 +23,9 @@ FLAGS = 3
 TAIL = 1
 SINCE, MARKED = (5, 10), (5, 18)
 """The releases that began with static calls, and with a mark behind each trampoline; between, symbols name them."""
+KEY = "__SCK__"
+SECTION = ".static_call.text"
+"""Where trampolines lie; a kernel's are in its .text, after it is linked."""
 _RET = b"\xc3"
 
 
@@ -38,18 +41,20 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         tables.append(_info(found))
         for entry in found.layout.entries(found.table, image.bits):
             address, word = entry.values
-            length, target = branch_at(
-                code.read(address, JCC_LENGTH) or code.read(address, LENGTH), address, image.bits
-            )
-            if target not in names:
+            body = code.read(address, JCC_LENGTH) or code.read(address, LENGTH)
+            length, target = branch_at(body, address, image.bits)
+            if not length or (target not in names and image.container != "module"):
                 continue
-            key = word & ~FLAGS
+            if target not in names:
+                # Modules call the kernel's trampolines.
+                names[target] = _name(image, target, prefix)
+            key = _key(image, word & ~FLAGS, prefix)
             keys[target] = key
             detail = StaticCall(key, target, bool(word & TAIL))
             where = code.section(address)
             inline.append(Site(FAMILY, address, length, names[target], where, found.table.name, entry.address, detail))
     sites = [
-        Site(FAMILY, a, LENGTH, names[a], code.section(a), ".static_call.text", a, StaticCall(keys.get(a, 0), a, True))
+        Site(FAMILY, a, LENGTH, names[a], code.section(a), SECTION, a, StaticCall(keys.get(a, 0), a, True))
         for a in places
     ]
     return [*tables, *_trampoline_table(places)], sites + inline, []
@@ -60,7 +65,7 @@ def _trampoline_table(places: list[int]) -> list[TableInfo]:
         return []
     size = facts.load("tables", FAMILY)["trampoline"]["size"] * len(places)
     how = "by the mark behind each, or by name"
-    return [TableInfo(FAMILY, ".static_call.text", places[0], size, "trampoline", len(places), found=how)]
+    return [TableInfo(FAMILY, SECTION, places[0], size, "trampoline", len(places), found=how)]
 
 
 def count(image: Image) -> FamilyScan:
@@ -75,14 +80,18 @@ def trampolines(image: Image, code: CodeBytes) -> list[int]:
     """The virtual addresses of all trampolines, ascending: a jump or a return in front of their mark, or by name."""
     spec = facts.load("tables", FAMILY)["trampoline"]
     mark, prefix = bytes.fromhex(spec["mark"]), spec["names"]
+    module = image.container == "module"
     result = []
-    for start, end, offset, _ in code.ranges:
+    for start, end, offset, name in code.ranges:
+        if module and name != SECTION:
+            continue
         data = bytes(image.data[offset : offset + end - start])
         at = data.find(mark, LENGTH)
         while at >= 0:
             first = at - LENGTH
             address = start + first
-            if not address & 3 and _is_jump(data[first:at], address, image.bits, code):
+            # A module's lead to the kernel, or where its file does not say.
+            if not address & 3 and _is_jump(data[first:at], address, image.bits, code, anywhere=module):
                 result.append(address)
             at = data.find(mark, at + 1)
     version = image.version
@@ -101,11 +110,25 @@ def branch_at(body: bytes, address: int, bits: int) -> tuple[int, int]:
     return 0, -1
 
 
-def _is_jump(body: bytes, address: int, bits: int, code: CodeBytes) -> bool:
+def _is_jump(body: bytes, address: int, bits: int, code: CodeBytes, *, anywhere: bool) -> bool:
     if body[:1] == _RET:
         return True
     target = branch.target_of(body, address, bits) if body[0] == branch.JMP else None
-    return target is not None and code.offset(target, 1) >= 0
+    return target is not None and (anywhere or code.offset(target, 1) >= 0)
+
+
+def _key(image: Image, address: int, prefix: str) -> int:
+    """The key that an entry names.
+
+    A module that may not change a call names its trampoline instead of its key, which is not exported
+    (kernel/static_call_inline.c, static_call_add_module); 0 where no symbol tells the key then.
+    """
+    if image.container != "module":
+        return address
+    named = image.symbols.at(address)
+    if named is None or named[1] or not named[0].startswith(prefix):
+        return address
+    return image.symbols.lookup(KEY + named[0].removeprefix(prefix)) or 0
 
 
 def _name(image: Image, address: int, prefix: str) -> str:
@@ -120,6 +143,7 @@ def _tables(image: Image, code: CodeBytes, known: frozenset[int]) -> list[Found]
         return []
     mask = (1 << image.bits) - 1
     data_ranges = [(s.address, s.end) for s in image.sections if s.alloc and s.write]
+    module = image.container == "module"
 
     def validator(layout: Layout) -> Valid:
         form = layout.form
@@ -128,7 +152,13 @@ def _tables(image: Image, code: CodeBytes, known: frozenset[int]) -> list[Found]
             first, second = form.unpack_from(data, at)
             address = (start + first) & mask
             body = code.read(address, JCC_LENGTH) or code.read(address, LENGTH)
-            if branch_at(body, address, image.bits)[1] not in known:
+            length, target = branch_at(body, address, image.bits)
+            if not length:
+                return False
+            if module:
+                # Modules call the kernel's trampolines, with the kernel's keys.
+                return True
+            if target not in known:
                 return False
             key = (start + 4 + second) & mask
             return any(low <= key < high for low, high in data_ranges)

@@ -19,6 +19,12 @@ def explain(
         str | None, typer.Option(metavar="ADDR", help="DUMP is raw and begins at this virtual or physical address.")
     ] = None,
     features: Features = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            "--modules", metavar="DIR", help="Files of the kernel's modules; by default what lies beside the image."
+        ),
+    ] = None,
     legal: Annotated[
         Path | None,
         typer.Option("--legal", metavar="OUT", help="Write every byte string that each site may ever hold, as JSON."),
@@ -35,19 +41,21 @@ def explain(
 ) -> None:
     """Say of every byte of a running kernel's text whether it is pristine, a legal self-patch, or unexplained.
 
-    Exit status 1 if there are unexplained bytes.  Memory of another kernel is refused.
+    The same of the modules that it has loaded, and of all other memory that it can execute.  Exit status 1 if there
+    are unexplained bytes, or memory that belongs to nothing known.  Memory of another kernel is refused.
     """
     from vmipatch.errors import UsageError
     from vmipatch.explain import Memory
     from vmipatch.explain import explain as run
+    from vmipatch.explain.modules import beside, explain_modules
     from vmipatch.image import open_image
     from vmipatch.patch import from_features
     from vmipatch.report import explain as report
 
     if memory is None and legal is None:
         raise UsageError("what is to be explained? Give --memory DUMP (or --legal OUT)")
-    if memory is None and any(x is not None for x in (base, features, sarif, html)):
-        raise UsageError("--base, --features, --sarif and --html go with --memory")
+    if memory is None and any(x is not None for x in (base, features, sarif, html, modules)):
+        raise UsageError("--base, --features, --modules, --sarif and --html go with --memory")
     opened = open_image(image, system_map=system_map)
     if legal is not None:
         from vmipatch.explain import legal as legal_set
@@ -70,6 +78,8 @@ def explain(
             from vmipatch.report.writing import write_text
 
             write_text(html, render(explain_page(opened, str(memory), found)))
-        (report.as_json if json else report.as_table)(opened, str(memory), found)
-        if found.unexplained_bytes:
+        folder = modules if modules is not None else beside(opened.path)
+        loaded = explain_modules(found.kernel, folder) if folder is not None and found.kernel is not None else None
+        (report.as_json if json else report.as_table)(opened, str(memory), found, loaded)
+        if found.unexplained_bytes or (loaded is not None and not loaded.clean):
             raise typer.Exit(1)

@@ -6,8 +6,8 @@ explain.late; what tracing and probing change from explain.tracing and explain.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.family import AT_RUN_TIME
@@ -43,6 +43,8 @@ class Kernel:
     boot: Boot
     data: Data | None
     """The dump's data, where it has the kernel's."""
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    """The layouts that evidence found for the kernel's tables, by family: its modules' tables have the same."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def explain(
     thunk = _return_thunk(image, running, boot_scan, ground)
     planned = boot_plan(image, boot_scan, native, kernel=kernel, return_thunk=thunk)
     boot = Boot(image, rules, rules.nop_table(native.cpu, image.bits), native, thunk)
-    whole = Kernel(image, running, boot, running if _has_data(running) else None)
+    layouts = {t.family: t.layout for t in boot_scan.tables if t.layout is not None and not t.sealed}
+    whole = Kernel(image, running, boot, running if _has_data(running) else None, layouts)
     lay_plan(ground, planned)
     _relocate(image, running.slide, ground, planned)
     boot_sites = [s for family in rules.boot for s in planned.sites.get(family) or boot_scan.of(family)]
@@ -96,7 +99,7 @@ def explain(
         evidence=evidence + said,
         unexplained=listed, runs=number, proved=compared.proved,
         warnings=list(dict.fromkeys([*warnings, *planned.warnings])),
-        ground=ground, sites=compared.sites,
+        ground=ground, sites=compared.sites, kernel=whole,
     )  # fmt: skip
 
 

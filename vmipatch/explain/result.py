@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmipatch.annotate import Site
+    from vmipatch.explain.engine import Kernel
     from vmipatch.explain.ground import Ground
 
 
@@ -50,7 +51,8 @@ class Explanation:
 
     ``slide`` is what the running kernel adds to them.  ``by_cause`` counts rewritten
     bytes; ``runs`` is how many unexplained runs there are, of which ``unexplained`` has the first.
-    ``ground`` and ``sites`` are what it was found from: explain.places tells of every place that changed.
+    ``ground`` and ``sites`` are what it was found from: explain.places tells of every place that changed; by
+    ``kernel`` its modules are explained (explain.modules).
     """
 
     start: int
@@ -66,6 +68,7 @@ class Explanation:
     warnings: list[str] = field(default_factory=list)
     ground: Ground | None = field(default=None, repr=False, compare=False)
     sites: tuple[Site, ...] = field(default=(), repr=False, compare=False)
+    kernel: Kernel | None = field(default=None, repr=False, compare=False)
 
     @property
     def explained(self) -> int:

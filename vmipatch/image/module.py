@@ -13,14 +13,14 @@ module keep what the file has there.  Imports errors and its sisters.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from mmap import mmap
 
 from vmipatch.errors import ImageError
 from vmipatch.image.elf import Elf
 from vmipatch.image.model import SHT_REL, SHT_RELA, Section
-from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, STT_SECTION, Rows
+from vmipatch.image.symtab import SHN_ABS, SHN_LORESERVE, STB_WEAK, STT_SECTION, Rows
 
 BASE = {32: 0xF8000000, 64: 0xFFFFFFFFC0000000}
 # All of i386's module area below the fixed mappings; more than any x86-64 module.
@@ -39,6 +39,7 @@ _TYPES: dict[int, dict[int, tuple[int, bool, int]]] = {
     },
 }  # fmt: skip
 _NONE = 0
+SHN_UNDEF, SHN_LIVEPATCH = 0, 0xFF20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +84,38 @@ class Linked:
     """A module's relocations, and its bytes with those applied that can be.
 
     ``memory`` is as long as the file; ``undefined`` names the symbols that
-    relocations want from elsewhere.
+    relocations want from elsewhere and that ``resolve`` does not know.  ``percpu`` is the number of a
+    section whose symbols have addresses of their own, and what those are relative to.  Relocations of sections
+    whose name ``without`` is true for are left alone: a third of a module's are the unwinder's.
     """
 
-    def __init__(self, data: bytes | mmap, path: str, bits: int, sections: tuple[Section, ...], symbols: Rows) -> None:
+    def __init__(
+        self,
+        data: bytes | mmap,
+        path: str,
+        bits: int,
+        sections: tuple[Section, ...],
+        symbols: Rows,
+        resolve: Callable[[str], int | None] | None = None,
+        percpu: tuple[int, int] | None = None,
+        without: Callable[[str], bool] | None = None,
+    ) -> None:
         self._bits = bits
         self._path = path
         self._sections = {s.index: s for s in sections}
         self._symbols = symbols
+        self._percpu = percpu
         self._values = [self._value(value, index) for _, value, _, index in symbols.rows]
+        if resolve is not None:
+            self._resolve(resolve)
         # Address of the field: number of the symbol, addend, type.
         self._rows: dict[int, tuple[int, int, int]] = {}
         self.memory = bytearray(data)
         missing: set[int] = set()
         for table in sections:
             target = self._sections.get(table.info)
+            if without is not None and target is not None and without(target.name):
+                continue
             if table.type in (SHT_REL, SHT_RELA) and target is not None and target.alloc:
                 missing |= self._link(data, table, target)
         self.undefined = tuple(sorted({self._name(number) for number in missing}))
@@ -154,6 +172,14 @@ class Linked:
             memory[offset : offset + width] = (value & mask).to_bytes(width, "little")
         return missing
 
+    def _resolve(self, resolve: Callable[[str], int | None]) -> None:
+        """Give the symbols that the module does not have the values that they have elsewhere."""
+        for number, (name, _, info, index) in enumerate(self._symbols.rows):
+            if number and name and index in (SHN_UNDEF, SHN_LIVEPATCH):
+                value = resolve(self._symbols.name(number))
+                # A weak symbol that nobody has is 0 (simplify_symbols).
+                self._values[number] = 0 if value is None and info >> 4 == STB_WEAK else value
+
     def _name(self, number: int) -> str:
         name_at, _, info, index = self._symbols.rows[number]
         if info & 15 == STT_SECTION and not name_at:
@@ -164,6 +190,8 @@ class Linked:
     def _value(self, value: int, index: int) -> int | None:
         if index == SHN_ABS:
             return value
+        if self._percpu is not None and index == self._percpu[0]:
+            return value + self._percpu[1]
         section = self._sections.get(index) if index < SHN_LORESERVE else None
         return section.address + value if section is not None and section.alloc else None
 

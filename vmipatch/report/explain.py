@@ -6,22 +6,24 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal, Proved, Unexplained
+from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal
+from vmipatch.explain.modules.result import Modules
 from vmipatch.image import Image
-from vmipatch.report.jsontext import dumps
+from vmipatch.report.jsontext import addressed, dumps
+from vmipatch.report.modules import proved, record, table, unexplained
 from vmipatch.report.scan import image_record
 
 SHOWN = 40
 """Runs that the table shows; JSON has them all."""
 
 
-def as_json(image: Image, memory: str, found: Explanation) -> None:
+def as_json(image: Image, memory: str, found: Explanation, modules: Modules | None = None) -> None:
     """One JSON document on standard output."""
-    record = {
+    document = {
         "schema": "vmipatch.explain/1",
         "image": image_record(image),
         "memory": memory,
-        "text": {**_address("address", found.start), "length": found.total, **_address("slide", found.slide)},
+        "text": {**addressed("address", found.start), "length": found.total, **addressed("slide", found.slide)},
         "bytes": {
             "total": found.total,
             "pristine": found.pristine,
@@ -31,39 +33,16 @@ def as_json(image: Image, memory: str, found: Explanation) -> None:
         "by_cause": found.by_cause,
         "states": found.states,
         "evidence": found.evidence,
-        "proved": [_proved(x) for x in found.proved],
-        "unexplained": [_unexplained(x) for x in found.unexplained],
+        "proved": [proved(x) for x in found.proved],
+        "unexplained": [unexplained(x) for x in found.unexplained],
         "unexplained_runs": found.runs,
+        **record(modules),
         "warnings": found.warnings,
     }
-    sys.stdout.write(dumps(record) + "\n")
+    sys.stdout.write(dumps(document) + "\n")
 
 
-def _address(key: str, value: int) -> dict[str, Any]:
-    return {key: value, f"{key}_hex": f"{value:#x}"}
-
-
-def _proved(x: Proved) -> dict[str, Any]:
-    where = {"length": x.length, "symbol": x.symbol, "offset": x.offset}
-    return {**_address("address", x.address), **where, "cause": x.cause, "evidence": x.evidence}
-
-
-def _unexplained(x: Unexplained) -> dict[str, Any]:
-    return {
-        **_address("address", x.address),
-        "length": len(x.found),
-        "found": x.found.hex(),
-        "expected": x.expected.hex(),
-        "symbol": x.symbol,
-        "offset": x.offset,
-        "site": x.site,
-        "hint": x.hint,
-        "instructions_found": list(x.instructions_found),
-        "instructions_expected": list(x.instructions_expected),
-    }
-
-
-def as_table(image: Image, memory: str, found: Explanation) -> None:
+def as_table(image: Image, memory: str, found: Explanation, modules: Modules | None = None) -> None:
     """Counts, causes and the first unexplained runs, for a person."""
     out = sys.stdout
     moved = f", moved by {found.slide:#x}" if found.slide else ""
@@ -86,6 +65,8 @@ def as_table(image: Image, memory: str, found: Explanation) -> None:
             out.write(f"  {u.hint}\n")
     if found.runs > SHOWN:
         out.write(f"\nand {found.runs - SHOWN} more runs of unexplained bytes\n")
+    if modules is not None:
+        table(modules, out)
     out.flush()
     for warning in found.warnings:
         print(f"{image.path}: warning: {warning}", file=sys.stderr)
@@ -108,7 +89,7 @@ def legal_document(image: Image, entries: Iterable[Legal]) -> dict[str, Any]:
         "anywhere": [{"cause": cause, "pattern": text} for cause, text in ANYWHERE],
         "sites": [
             {
-                **_address("address", x.address),
+                **addressed("address", x.address),
                 "length": x.length,
                 "families": list(x.families),
                 "states": [{"bytes": s.code.hex(), "cause": s.cause} for s in x.states],

@@ -18,6 +18,11 @@ def dumps(record: Any, indent: int | None = None) -> str:
     return text
 
 
+def addressed(key: str, value: int) -> dict[str, Any]:
+    """An address twice: as an integer, and as a string for readers whose numbers end at 2^53."""
+    return {key: value, f"{key}_hex": f"{value:#x}"}
+
+
 def whole(text: str) -> str:
     """A string without half surrogate pairs."""
     try:

@@ -42,8 +42,13 @@ class Locks(Pass):
 
 
 def bounds(text: Text, names: list[str]) -> tuple[int, int]:
-    """``[_text, _etext)``, by symbols; without them the section ``.text``; without sections, all."""
+    """``[_text, _etext)``, by symbols; without them the section ``.text``; without sections, all.
+
+    Of a module all that its caller gives: which of its memory counts, the release decides.
+    """
     image = text.image
+    if image.container == "module":
+        return 0, 1 << image.bits
     low, high = (image.symbols.lookup(name) for name in names)
     if low is not None and high is not None:
         return low, high
