@@ -61,8 +61,7 @@ def areas(
     if not found.whole:
         text = "some page tables are not in the dump or lead to each other: executable memory is told in part"
         notes.append(Note("areas", text, False))
-    direct = running.direct_map
-    if direct is not None and _all_executable(found.runs, direct):
+    if mode.entry == 4 or _executes_data(kernel, found.runs):
         return [], [Note("areas", "executable memory is not listed: this kernel may execute every page", False)]
     owners = _Owners(kernel, types)
     result: list[Area] = []
@@ -83,9 +82,13 @@ def areas(
     return result, notes
 
 
-def _all_executable(runs: list[mapped.Run], direct: int) -> bool:
-    """Whether the direct mapping of all memory can be executed: one of its runs is longer than any text."""
-    return any(run.address <= direct + (_LOW << 4) < run.address + run.size and run.size > 1 << 28 for run in runs)
+def _executes_data(kernel: Kernel, runs: list[mapped.Run]) -> bool:
+    """Whether the kernel's own data can be executed: then the processor, or the kernel, has no NX."""
+    section = kernel.image.section(".data")
+    if section is None:
+        return False
+    at = kernel.moved(section.address + section.size // 2)
+    return any(run.address <= at < run.address + run.size for run in runs)
 
 
 def _divided(run: mapped.Run, owned: list[_Owned], owners: _Owners) -> Iterator[Area]:

@@ -183,7 +183,9 @@ class Placement:
             own_data,
             _not_needed,
         )
-        self.image = PlacedModule(kernel, file, placed, linked)
+        # A table that is not in memory is no table.
+        here = tuple(s for s, own in zip(placed, file.sections, strict=True) if s.alloc or not own.alloc)
+        self.image = PlacedModule(kernel, file, here, linked)
         self.freed = tuple(s.name for s in placed if s.alloc and s.size and self._kind(s).startswith("init"))
         if linked.undefined:
             names = ", ".join(linked.undefined[:5]) + (" …" if len(linked.undefined) > 5 else "")
