@@ -8,12 +8,11 @@ from dataclasses import replace
 from vmipatch.annotate import Scan, Site
 from vmipatch.annotate import scan as read_tables
 from vmipatch.annotate.family import AT_BOOT
-from vmipatch.annotate.site import Thunk
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
 from vmipatch.patch import afterburn, rom, sealing
 from vmipatch.patch.evidence import rules_for
-from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Pass, Twice
+from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Pass
 from vmipatch.patch.passes.onrom import ParavirtOnRom
 from vmipatch.patch.patch import Patch, Plan
 from vmipatch.patch.rules import Rules, Version, eras
@@ -23,8 +22,8 @@ from vmipatch.patch.text import Text
 LAST_WITH_VMI = (2, 6, 36)
 """Linux 2.6.37 removed its VMI back end (Documentation/feature-removal-schedule.txt)."""
 
-RETURNS = "return_sites"
-"""The family whose sites branch to a thunk that other passes change."""
+KEEPING = ("altinstructions", "return_sites")
+"""The families because of whose sites something must stay as it is on disk, where the tables stay."""
 
 
 def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, seal: bool = False) -> Plan:
@@ -97,7 +96,9 @@ def _planned(
         )
     boot = Boot(image, rules, nops, native, return_thunk)
     order = rules.boot if whole else rules.passes
-    rest = None if whole else _rest(image, scan, rules)
+    kept = frozenset[int]()
+    if not whole:
+        kept = kept.union(*(passes[family].kept(_sites(image, scan, family)) for family in KEEPING))
     looked_at: dict[str, tuple[Site, ...]] = {}
     left: dict[str, int] = {}
     for family in rules.boot:
@@ -109,8 +110,8 @@ def _planned(
             continue
         sites = _sites(image, scan, family)
         looked_at[family] = tuple(sites)
-        if rest is not None:
-            sites = [s for s in sites if one.taken_twice(s, rest)]
+        if kept:
+            sites = [s for s in sites if s.address not in kept]
             left[family] = len(looked_at[family]) - len(sites)
         patches += one.patches(text, sites, boot)
     left = {family: count for family, count in left.items() if count}
@@ -127,14 +128,6 @@ def _sites(image: Image, scan: Scan, family: str) -> list[Site]:
     more = read_tables(image, [family])
     refuse_findings(image, more)
     return list(more.sites)
-
-
-def _rest(image: Image, scan: Scan, rules: Rules) -> Twice:
-    """What stays as it is on disk beside what is written for the kernel to find."""
-    if RETURNS not in rules.boot or RETURNS in rules.passes:
-        return Twice()
-    targets = (s.detail.target for s in _sites(image, scan, RETURNS) if isinstance(s.detail, Thunk))
-    return Twice(frozenset(targets))
 
 
 def refuse_findings(image: Image, scan: Scan) -> None:

@@ -6,7 +6,7 @@ harmless in its place, that is done:
 * a paravirt entry names the first entry of its own table as its site.  The
   kernel writes there, into memory that it frees after boot, over an entry that it
   has already read;
-* an alternative gets length 0 on both sides: nothing is copied;
+* an alternative gets length 0 on both sides, and no flags: nothing is copied;
 * a zero in the lock table is what the kernel skips.
 
 An entry that names a return, an indirect branch or an ENDBR has no harmless form: the kernel warns of
@@ -137,8 +137,8 @@ def _emptied(family: str, layout: Layout, table: Table, at: int, old: bytes, nob
     values = dict(zip(layout.fields, layout.form.unpack(old.ljust(layout.size, b"\0")), strict=True))
     if family == "altinstructions":
         values["instrlen"] = values["replacementlen"] = 0
-        if "padlen" in values:
-            values["padlen"] = 0
+        # A direct call of no bytes is no call, and the kernel stops with a BUG at that.
+        values.update((word, 0) for word in ("padlen", "flags") if word in values)
     elif nobodys is not None:
         values["len"], values["type"] = 0, nobodys
     else:

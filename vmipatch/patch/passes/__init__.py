@@ -6,7 +6,7 @@ Imports annotate, image, isa and its sisters in ``patch/``.
 from collections.abc import Mapping
 
 from vmipatch.patch.passes.alternatives import Alternatives
-from vmipatch.patch.passes.contract import NO_FEATURES, Boot, Choice, Pass, Twice
+from vmipatch.patch.passes.contract import NO_FEATURES, Boot, Choice, Pass
 from vmipatch.patch.passes.endbr import EndbrSeal
 from vmipatch.patch.passes.locks import Locks
 from vmipatch.patch.passes.paravirt import ParavirtCalls
@@ -17,4 +17,4 @@ PASSES: Mapping[str, Pass] = {
     one.family: one for one in (ParavirtCalls(), Alternatives(), Locks(), Retpolines(), Returns(), EndbrSeal())
 }
 
-__all__ = ["NO_FEATURES", "PASSES", "Boot", "Choice", "Pass", "Twice"]
+__all__ = ["NO_FEATURES", "PASSES", "Boot", "Choice", "Pass"]

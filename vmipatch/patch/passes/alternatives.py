@@ -19,7 +19,7 @@ from vmipatch.isa import branch, decode
 from vmipatch.isa.nops import NopTable
 from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.passes import relocate
-from vmipatch.patch.passes.contract import Boot, Choice, Pass, Twice
+from vmipatch.patch.passes.contract import Boot, Choice, Pass
 from vmipatch.patch.patch import Cause, Patch
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.slots import direct_target
@@ -58,10 +58,9 @@ class Alternatives(Pass):
                 source = detail.replacement if applies else None
                 yield Patch(site.address, old, new, Cause(self.family, site.op, reason), site, source)
 
-    def taken_twice(self, site: Site, rest: Twice) -> bool:
-        """Not a direct call: the kernel stops with a BUG where there is no indirect one any more (6.8 on)."""
-        assert isinstance(site.detail, Alternative)
-        return not site.detail.direct_call and site.address not in rest.return_targets
+    def kept(self, sites: Sequence[Site]) -> frozenset[int]:
+        """Direct calls: the kernel stops with a BUG where there is no indirect one any more (6.8 on)."""
+        return frozenset(s.address for s in sites if isinstance(s.detail, Alternative) and s.detail.direct_call)
 
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """Each feature that an entry asks for, and the nops that fill a site."""

@@ -7,7 +7,7 @@ Imports annotate, image, isa, patch.patch, patch.text, patch.rules and patch.tar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from vmipatch.annotate import Site
@@ -66,17 +66,6 @@ class Choice(NamedTuple):
     return_thunk: int | None = None
 
 
-@dataclass(frozen=True)
-class Twice:
-    """What an image must keep so that its own patcher finds it as it expects.
-
-    ``return_targets`` are virtual addresses that return sites jump to before they are patched: a thunk that is
-    changed before them would be run in its new form.
-    """
-
-    return_targets: frozenset[int] = field(default_factory=frozenset)
-
-
 class Pass:
     """One pass; each has the name of its ``family``, and says what it writes."""
 
@@ -92,9 +81,12 @@ class Pass:
         """Every patch in the order of the kernel, each laid over ``text``; :class:`PatchError` for what cannot be."""
         raise NotImplementedError
 
-    def taken_twice(self, site: Site, rest: Twice) -> bool:
-        """Whether the kernel's own patcher may meet this site as this pass leaves it."""
-        return True
+    def kept(self, sites: Sequence[Site]) -> frozenset[int]:
+        """Virtual addresses that the kernel's own patcher must find as they are on disk, because of these sites.
+
+        It takes what it finds there for a fault, or runs it before it has patched what goes with it.
+        """
+        return frozenset()
 
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """Groups of choices that decide what these sites become: one of each group is made."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmipatch.annotate import Site
+from vmipatch.annotate.site import Thunk
 from vmipatch.image import Image
 from vmipatch.isa import branch
 from vmipatch.patch.passes.contract import Boot, Choice, Pass
@@ -68,6 +69,10 @@ class Returns(Pass):
                 continue
             text.write(site.address, new)
             yield Patch(site.address, old, new, plain if new is RET else jump, site)
+
+    def kept(self, sites: Sequence[Site]) -> frozenset[int]:
+        """The thunk that returns go to until they are patched: from 6.9 on it is an alternative itself."""
+        return frozenset(s.detail.target for s in sites if isinstance(s.detail, Thunk))
 
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """Plain returns, or one of the thunks that the image has."""
