@@ -10,7 +10,7 @@ from vmipatch.annotate import scan as read_tables
 from vmipatch.annotate.family import AT_BOOT
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
-from vmipatch.patch import afterburn, rom, sealing
+from vmipatch.patch import afterburn, rom, sealing, slide
 from vmipatch.patch.evidence import rules_for
 from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Pass
 from vmipatch.patch.passes.onrom import ParavirtOnRom
@@ -43,7 +43,10 @@ def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = N
     :class:`UsageError` for feature words that cannot be this kernel's.
     """
     planned = _planned(image, scan, target, kernel, whole=seal)
-    return _sealed(image, scan, planned, target) if seal else planned
+    if seal:
+        return _sealed(image, scan, planned, target)
+    homeless = slide.homeless(image, planned)
+    return _planned(image, scan, target, kernel, whole=False, kept=homeless) if homeless else planned
 
 
 def boot_plan(
@@ -64,6 +67,7 @@ def _planned(
     kernel: Version | None,
     *,
     whole: bool,
+    kept: frozenset[int] = frozenset(),
     return_thunk: int | None = None,
 ) -> Plan:
     refuse_findings(image, scan)
@@ -96,7 +100,6 @@ def _planned(
         )
     boot = Boot(image, rules, nops, native, return_thunk)
     order = rules.boot if whole else rules.passes
-    kept = frozenset[int]()
     if not whole:
         kept = kept.union(*(passes[family].kept(_sites(image, scan, family)) for family in KEEPING))
     looked_at: dict[str, tuple[Site, ...]] = {}

@@ -5,14 +5,16 @@ that the table names.  A patched site may have lost such a field (an absolute
 operand became a relative call) or gained one (an alternative's replacement was
 copied, absolute operand and all).  The table keeps its length, which is compiled
 into the decompressor: entries that are no longer wanted are used for those that
-are new, and what is left over names padding between two sections.
+are new, and what is left over names padding between two sections.  In a sealed image
+a replacement is never copied again, so that each field in one has an entry to give for
+its copy; in any other the kernel itself must copy what there is no entry for.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from vmipatch.annotate.site import Alternative
 from vmipatch.errors import PatchError
@@ -24,7 +26,7 @@ def adjusted(image: Image, plan: Plan, data: bytearray) -> None:
     """Correct the relocation table behind the ELF file in ``data``, the patched payload.
 
     Does nothing for a kernel without one.  Raises :class:`PatchError` where more
-    fields are gained than lost, or there is no padding to point at.
+    fields are gained than there are entries for, or there is no padding to point at.
     """
     table = image.relocations
     if table is None or not len(table):
@@ -34,6 +36,8 @@ def adjusted(image: Image, plan: Plan, data: bytearray) -> None:
         lost, gained = moved(plan, fields, width)
         if not lost and not gained:
             continue
+        if len(gained) > len(lost) and any(patch.site is None for patch in plan.patches):
+            lost |= set(islice(_copied(plan, fields, width) - lost, len(gained) - len(lost)))
         if len(gained) > len(lost) or spare is None:
             raise PatchError("the relocation table has no room for the patched sites", file=image.path)
         new = dict(zip(sorted(lost), [*sorted(gained), *[spare] * (len(lost) - len(gained))], strict=True))
@@ -59,6 +63,31 @@ def moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[
                 if patch.source + i in started:
                     present.add(start + i)
     return started - present, present - started
+
+
+def homeless(image: Image, plan: Plan) -> frozenset[int]:
+    """Virtual addresses of the sites that brought fields for which the table has no entries, where that is so."""
+    table = image.relocations
+    if table is None:
+        return frozenset()
+    sites: set[int] = set()
+    for fields, width in ((table.absolute32, 4), (table.absolute64, 8), (table.inverse32, 4)):
+        lost, gained = moved(plan, fields, width)
+        if len(gained) > len(lost):
+            copies = [p for p in plan.patches if p.source is not None]
+            sites |= {p.address for p in copies if any(p.address <= field < p.end for field in gained)}
+    return frozenset(sites)
+
+
+def _copied(plan: Plan, fields: Iterable[int], width: int) -> set[int]:
+    """Fields in replacements that were copied to sites."""
+    present = set(fields)
+    found: set[int] = set()
+    for patch in plan.patches:
+        if patch.source is not None and patch.site is not None and isinstance(patch.site.detail, Alternative):
+            last = patch.site.detail.replacement_length - width
+            found |= present.intersection(range(patch.source, patch.source + last + 1))
+    return found
 
 
 def _padding(image: Image) -> int | None:
