@@ -18,8 +18,7 @@ from vmipatch import facts
 from vmipatch.audit import KINDS, Audit, audit
 from vmipatch.cli import app
 from vmipatch.image import open_image
-from vmipatch.isa import sensitive, sweep
-from vmipatch.isa.decode import engine
+from vmipatch.isa import sensitive
 
 
 def audited(tmp_path: Path, maker: KernelMaker | bytes) -> Audit:
@@ -57,7 +56,11 @@ def spelled(text: str, prefix: str | None) -> bytes:
     return (bytes([int(prefix, 16)]) if prefix not in (None, "none") else b"") + body
 
 
-UNKNOWN_TO_OBJDUMP = {"lkgs", "eret", "rmpupdate", "rmpadjust", "pvalidate", "psmash"}  # newer than binutils 2.40
+# Newer than binutils 2.40, or not among the mnemonics of tests/audit/oracle.py.
+UNKNOWN_TO_OBJDUMP = {
+    *("lkgs", "erets", "eretu", "wrmsrns", "rdmsrlist", "wrmsrlist", "tdcall", "seamret", "seamops", "seamcall"),
+    *("enqcmds", "rmpupdate", "rmpadjust", "rmpquery", "rmpread", "pvalidate", "psmash"),
+}
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -82,57 +85,6 @@ def test_every_kind_is_what_objdump_calls_it(bits: int, tmp_path: Path) -> None:
             assert address in (expected.silent if which == "silent" else expected.traps), (name, code.hex(" "))
     assert len(told) == len(at)
     assert not SILENT & TRAPS
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-def test_lengths_are_capstones(bits: int) -> None:
-    """Each opcode with every ModRM byte, with and without size prefixes; where capstone knows the instruction."""
-    wanted = frozenset((m, c) for m in sweep.MAPS for c in range(256))
-    expression = sweep.expression(bits, wanted)
-    rng = random.Random(6)
-    again = {
-        0x9B,
-        0x26,
-        0x2E,
-        0x36,
-        0x3E,
-        0x64,
-        0x65,
-        0x66,
-        0x67,
-        0xF0,
-        0xF2,
-        0xF3,
-        *(range(0x40, 0x50) if bits == 64 else ()),
-    }
-    compared, wrong = 0, []
-    for before in (b"", b"\x66", b"\x67", b"\xf3", b"\x48" if bits == 64 else b"\x2e"):
-        for lead in (b"", b"\x0f"):
-            for opcode in range(256):
-                for modrm in range(256):
-                    code = before + lead + bytes((opcode, modrm)) + rng.randbytes(13)
-                    # FWAIT joins the next in capstone's view; prefixes again; UD0 and UD1, which capstone cuts short.
-                    if (not lead and opcode in again) or (lead and opcode in (0xB9, 0xFF)):
-                        continue
-                    seen = list(engine(bits).disasm_lite(code[:15], 0, 1))
-                    if not seen or seen[0][1] > 14 or code[len(before) : len(before) + 1] in b"\xc4\xc5\x62\x8f":
-                        continue
-                    match = expression.match(code)
-                    assert match is not None
-                    first, last = match.span(match.lastindex) if match.lastindex else (0, 0)
-                    compared += 1
-                    if (first, last - first) != (0, seen[0][1]):
-                        wrong.append((code.hex(), seen[0][1:], last - first))
-    assert compared > 100_000
-    # Of what is left, capstone and the maps differ over encodings that no processor defines.
-    kinds = {bytes.fromhex(w[0])[:3].hex() for w in wrong}
-    assert len(wrong) < compared // 100, (len(wrong), sorted(kinds)[:40], wrong[:20])
-
-
-def test_runs_longer_than_one_match() -> None:
-    code = b"\x90" * (5 * sweep.RUN) + b"\xfa" + b"\x90" * sweep.RUN
-    found = list(sweep.sweep(code, 0, len(code), 32, frozenset({("one", 0xFA)})))
-    assert found == [(sweep.WANTED, 5 * sweep.RUN, 5 * sweep.RUN + 1)]
 
 
 def test_what_a_site_covers_is_no_finding(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ def count(image: Image) -> FamilyScan:
     return codesites.count(image, FAMILY, _reader(image.bits), "call-no-branch")
 
 
+def bulk(image: Image) -> list[codesites.Places] | None:
+    """The same in bulk; None where an entry makes no sense."""
+    leads = bytes((branch.CALL, branch.JMP))
+    return codesites.bulk(image, FAMILY, _reader(image.bits), "call-no-branch", leads, branch.CALL_SIZE)
+
+
 def _reader(bits: int) -> codesites.Read:
     def read(body: bytes, address: int) -> tuple[int, str, Detail] | None:
         target = branch.target_of(body, address, bits)

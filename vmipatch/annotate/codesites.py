@@ -6,8 +6,8 @@ warnings: no image is patched by these tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from vmipatch.annotate.hidden import CodeBytes
 from vmipatch.annotate.site import Detail, Finding, Site, TableInfo
@@ -18,6 +18,47 @@ SAMPLE = 64
 
 Read = Callable[[bytes, int], tuple[int, str, Detail] | None]
 """Length, op and detail of the site whose first bytes (at most six) and virtual address are given, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The sites of one table in bulk, without an object for each.
+
+    All have ``length`` bytes; ``addresses`` are virtual, in table order; :meth:`site` makes the one with a number.
+    """
+
+    table: TableInfo
+    length: int
+    addresses: Sequence[int]
+    make: Callable[[int, int], Site]
+
+    def site(self, number: int) -> Site:
+        """The site that an entry names."""
+        return self.make(number, self.addresses[number])
+
+
+def bulk(image: Image, family: str, read: Read, wrong: str, leads: bytes, length: int) -> list[Places] | None:
+    """Every site of every table, where all begin with one of the bytes ``leads`` and so are ``length`` bytes long.
+
+    None where one does not, or names no code: :func:`scan` says which.
+    """
+    code = CodeBytes(image)
+    tables, _, findings = count(image, family, read, wrong)
+    found = []
+    for info, table in zip(tables, find_tables(image, load_format(family)), strict=True):
+        mask = (1 << image.bits) - 1
+        named = [(at + word) & mask for at, word in zip(range(table.address, mask, 4), _words(table), strict=False)]
+        if findings or not code.all_begin(named, leads, length):
+            return None
+
+        def make(number: int, address: int, table: Table = table) -> Site:
+            site = read(_body(code, address), address)
+            assert site is not None
+            entry = table.address + 4 * number
+            return Site(family, address, site[0], site[1], code.section(address), table.name, entry, site[2])
+
+        found.append(Places(info, length, named, make))
+    return found
 
 
 def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
@@ -56,8 +97,7 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
         if len(table.data) % layout.size:
             text = f"{len(table.data)} bytes are no whole number of entries of {layout.size} bytes"
             findings.append(Finding("table-size", "warning", text, table.name, table.address))
-        step = max(1, entries // SAMPLE)
-        sampled = list(islice(addresses(table, image.bits), 0, None, step))
+        sampled = list(addresses(table, image.bits, max(1, entries // SAMPLE)))
         bad = [(e, a) for e, a in sampled if not (body := _body(code, a)) or read(body, a) is None]
         if len(bad) * 2 > len(sampled):
             text = f"fits no layout ({layout.name}): {_wrong(wrong, table, *bad[0], _body(code, bad[0][1])).message}"
@@ -65,11 +105,15 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
     return tables, [], findings
 
 
-def addresses(table: Table, bits: int) -> list[tuple[int, int]]:
-    """Every entry's own virtual address and the one that it names."""
+def addresses(table: Table, bits: int, step: int = 1) -> list[tuple[int, int]]:
+    """Every ``step``-th entry's own virtual address and the one that it names."""
     mask = (1 << bits) - 1
-    words = memoryview(table.data[: len(table.data) & ~3]).cast("i")
-    return [(at, (at + word) & mask) for at, word in zip(range(table.address, 1 << bits, 4), words, strict=False)]
+    own = range(table.address, 1 << bits, 4 * step)
+    return [(at, (at + word) & mask) for at, word in zip(own, _words(table)[::step], strict=False)]
+
+
+def _words(table: Table) -> memoryview:
+    return memoryview(table.data[: len(table.data) & ~3]).cast("i")
 
 
 def _body(code: CodeBytes, address: int) -> bytes:

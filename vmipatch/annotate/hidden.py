@@ -9,7 +9,7 @@ to both ends.  Imports image, facts and errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from vmipatch import facts
@@ -63,6 +63,22 @@ class CodeBytes:
         if self._image is not None:
             return self._image.read(address, length)
         return bytes(self._data[at : at + length])
+
+    def all_begin(self, addresses: Iterable[int], leads: bytes | None, length: int) -> bool:
+        """Whether ``length`` bytes at each address are instructions, the first of them one of ``leads`` (None: any)."""
+        rest = list(addresses)
+        if leads is not None and self._image is not None:
+            return all((body := self.read(address, length)) and body[0] in leads for address in rest)
+        for start, end, offset, _ in self.ranges:
+            own = [address for address in rest if start <= address <= end - length]
+            if leads is not None and own:
+                data = self._data[offset : offset + end - start]
+                if bytes([data[address - start] for address in own]).translate(None, leads):
+                    return False
+            if len(own) == len(rest):
+                return True
+            rest = [address for address in rest if not start <= address <= end - length]
+        return not rest
 
     def section(self, address: int) -> str:
         """The name of the executable section that an address is in."""

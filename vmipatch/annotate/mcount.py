@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 from vmipatch import facts
+from vmipatch.annotate.codesites import Places
 from vmipatch.annotate.hidden import CodeBytes, Found, Valid, find
 from vmipatch.annotate.site import Mcount, Site, TableInfo
 from vmipatch.annotate.tables import FamilyScan, Layout
@@ -25,27 +27,53 @@ def nops() -> frozenset[bytes]:
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every mcount site; ``op`` is ``fentry``, and the detail's target what the site calls on disk."""
-    sites: list[Site] = []
-    tables: list[TableInfo] = []
+    tables, sites = [], []
     code = CodeBytes(image)
     for found in _tables(image, code):
         tables.append(_info(found))
-        table, size = found.table, found.layout.size
-        mask = (1 << image.bits) - 1
-        details: dict[int, Mcount] = {}
-        for index, (address,) in enumerate(found.layout.form.iter_unpack(_whole(found))):
-            body = code.read(address, LENGTH) if address else b""
-            if not body:
-                continue
-            target = 0
-            if body[0] == _CALL:
-                target = (address + LENGTH + int.from_bytes(body[1:], "little", signed=True)) & mask
-            detail = details.setdefault(target, Mcount(target))
-            where = code.section(address)
-            sites.append(
-                Site(FAMILY, address, LENGTH, "fentry", where, table.name, table.address + index * size, detail)
-            )
+        make = _maker(image, code, found)
+        sites += [make(number, address) for number, address in _named(found) if code.offset(address, LENGTH) >= 0]
     return tables, sites, []
+
+
+def bulk(image: Image) -> list[Places] | None:
+    """The same in bulk; None where an entry names no code."""
+    code = CodeBytes(image)
+    places = []
+    for found in _tables(image, code):
+        named = _named(found)
+        addresses = [address for _, address in named]
+        if not code.all_begin(addresses, None, LENGTH):
+            return None
+        numbers = tuple(number for number, _ in named)
+        places.append(Places(_info(found), LENGTH, addresses, partial(_numbered, _maker(image, code, found), numbers)))
+    return places
+
+
+def _named(found: Found) -> list[tuple[int, int]]:
+    """The number of each entry and the virtual address that it names, but for entries that were emptied."""
+    return [(i, address) for i, (address,) in enumerate(found.layout.form.iter_unpack(_whole(found))) if address]
+
+
+def _numbered(make: Callable[[int, int], Site], numbers: tuple[int, ...], index: int, address: int) -> Site:
+    return make(numbers[index], address)
+
+
+def _maker(image: Image, code: CodeBytes, found: Found) -> Callable[[int, int], Site]:
+    """What makes a site of an entry's number and the address that it names."""
+    table, size, mask = found.table, found.layout.size, (1 << image.bits) - 1
+    details: dict[int, Mcount] = {}
+
+    def make(number: int, address: int) -> Site:
+        body = code.read(address, LENGTH)
+        target = 0
+        if body[0] == _CALL:
+            target = (address + LENGTH + int.from_bytes(body[1:], "little", signed=True)) & mask
+        detail = details.setdefault(target, Mcount(target))
+        entry = table.address + number * size
+        return Site(FAMILY, address, LENGTH, "fentry", code.section(address), table.name, entry, detail)
+
+    return make
 
 
 def count(image: Image) -> FamilyScan:

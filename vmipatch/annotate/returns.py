@@ -21,6 +21,11 @@ def count(image: Image) -> FamilyScan:
     return codesites.count(image, FAMILY, _reader(image.bits), "return-no-jump")
 
 
+def bulk(image: Image) -> list[codesites.Places] | None:
+    """The same in bulk; None where an entry makes no sense."""
+    return codesites.bulk(image, FAMILY, _reader(image.bits), "return-no-jump", bytes((branch.JMP,)), branch.CALL_SIZE)
+
+
 def _reader(bits: int) -> codesites.Read:
     details: dict[int, Thunk] = {}
 

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from vmipatch.annotate import FAMILIES, Scan, pvops, scan
+from vmipatch.annotate import FAMILIES, Scan, callsites, mcount, pvops, returns, scan
+from vmipatch.annotate.codesites import Places
 from vmipatch.annotate.site import Alternative, Detailed, Paravirt, Vmi
 from vmipatch.audit import rom as roms
 from vmipatch.audit import tables
 from vmipatch.audit.finding import KINDS, Audit
-from vmipatch.audit.places import Clusters, Collector, Spans
+from vmipatch.audit.places import Collector, Sites, Spans
 from vmipatch.audit.text import Instruction, Inward, Sweeper
 from vmipatch.image import Image
 from vmipatch.patch.rules import Version
 
 COVERING = ("vmi", "afterburn", "parainstructions", "altinstructions")
 """Families whose sites stand for what the instructions in them do: these cover a sensitive instruction."""
+
+BULK = {"call_sites": callsites.bulk, "return_sites": returns.bulk, "mcount": mcount.bulk}
+"""Families of a hundred thousand sites, of which few are ever looked at."""
 
 _ID = {"silent": "sensitive-unannotated", "traps": "privileged-unannotated"}
 _SLOT = "pv-slot-unannotated"
@@ -43,15 +48,14 @@ def audit(
     """
     data = None if rom is None else roms.read(rom)
     progress("tables")
-    found = scan(image, FAMILIES, layouts)
-    clusters = Clusters(found.sites)
+    found, bulk = _scan(image, layouts)
+    sites = Sites(found.sites, bulk)
     collector = Collector(image)
     collector.take(f for f in found.findings if f.id != "site-overlap")
     tables.tables(collector, found.tables, placed=image.container != "module")
-    shared = Clusters(s for s in found.sites if s.family not in tables.EVERY_CALL)
-    tables.overlaps(collector, shared, tables.Order(image, found, kernel))
-    tables.exceptions(collector, image, found, clusters)
-    covered, sweeper = _text(collector, image, found, clusters, progress)
+    tables.overlaps(collector, sites.shared(but=tables.EVERY_CALL), tables.Order(image, found, kernel))
+    tables.exceptions(collector, image, found, sites)
+    covered, sweeper = _text(collector, image, found, sites, progress)
     if data is not None:
         progress("ROM")
         for wrong in roms.check(image, found, data, str(rom), kernel):
@@ -70,14 +74,24 @@ def audit(
         functions=collector.functions(),
         tables=found.tables,
         swept=tuple(sweeper.swept),
-        sites=len(found.sites),
+        sites=len(sites),
         rom=None if rom is None else str(rom),
         skipped=(*sweeper.skipped, *collector.dropped()),
     )
 
 
+def _scan(image: Image, layouts: Mapping[str, str] | None) -> tuple[Scan, list[Places]]:
+    """Every family; the sites of those in :data:`BULK` apart, where all of their entries make sense."""
+    places = {name: more for name, read in BULK.items() if (more := read(image)) is not None}
+    found = scan(image, [name for name in FAMILIES if name not in places], layouts)
+    bulk = [one for more in places.values() for one in more]
+    order = list(FAMILIES)
+    tables = sorted((*found.tables, *(one.table for one in bulk)), key=lambda t: order.index(t.family))
+    return replace(found, tables=tuple(tables)), bulk
+
+
 def _text(
-    collector: Collector, image: Image, found: Scan, clusters: Clusters, progress: Callable[[str], None]
+    collector: Collector, image: Image, found: Scan, every: Sites, progress: Callable[[str], None]
 ) -> tuple[Mapping[str, int], Sweeper]:
     """What the instructions give, and how many of them sites cover."""
     sites = Spans((s.address, s.end) for s in found.sites if s.family in COVERING)
@@ -87,7 +101,7 @@ def _text(
     for site in found.sites:
         if isinstance(site.detail, Paravirt) and site.detail.slot is not None:
             slots.setdefault(site.detail.slot, site.op)
-    sweeper = Sweeper(image, clusters, slots)
+    sweeper = Sweeper(image, every, slots)
     covered: Counter[str] = Counter()
     for one in sweeper.run(progress):
         if one.address in replacements:
@@ -149,8 +163,7 @@ def _slot(collector: Collector, one: Instruction, slots: Mapping[int, str]) -> N
 
 
 def _inward(collector: Collector, one: Inward) -> None:
-    site = tables.inside(one.cluster, one.target)
-    assert site is not None
+    site = one.site
     collector.add(
         "branch-into-site",
         f"a branch to {one.target:#x}, {one.target - site.address} bytes inside the {site.family} site at "

@@ -1,15 +1,18 @@
 """Findings with their places: section, symbol, offset in the file, and counts for each function.
 
-Imports annotate.site, image, errors and its sister finding.
+Imports annotate.codesites, annotate.site, image, errors and its sister finding.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from operator import le
 
+from vmipatch.annotate.codesites import Places
 from vmipatch.annotate.site import Detailed, Finding, Site
 from vmipatch.audit.finding import KINDS, SEVERITIES, FunctionCount
 from vmipatch.errors import AddressError
@@ -17,6 +20,10 @@ from vmipatch.image import Image
 
 MOST = 50_000
 """Findings of one identifier that are kept; more are counted only: no kernel has as many, a damaged one may."""
+
+
+MOST_SHARED = 64
+"""Sites on the same bytes that are looked at: no kernel has as many, a damaged table may."""
 
 
 class Collector:
@@ -114,10 +121,6 @@ class Cluster:
         self.partial = False
         self.sites = [first]
 
-    def holding(self, address: int) -> Site | None:
-        """The first site that holds an address, of those that begin last; None if none does."""
-        return next((s for s in reversed(self.sites) if s.address <= address < s.end), None)
-
 
 class Clusters:
     """All sites of an image, those together that overlap."""
@@ -146,6 +149,83 @@ class Clusters:
         """The cluster that an address is in, or None."""
         i = bisect_right(self._starts, address) - 1
         return self.all[i] if i >= 0 and address < self.all[i].end else None
+
+
+_LENGTH = 32
+_MOST_LENGTH = (1 << _LENGTH) - 1
+
+
+def _ascending(values: Sequence[int]) -> Sequence[int]:
+    """The numbers of values, the lowest value's first."""
+    numbers = range(len(values))
+    return numbers if all(map(le, values, values[1:])) else sorted(numbers, key=values.__getitem__)
+
+
+class Sites:
+    """All sites of an image: those that are objects, and those of whole tables in bulk."""
+
+    def __init__(self, sites: Sequence[Site], bulk: Sequence[Places] = ()) -> None:
+        self._sites = sites
+        self._clusters = Clusters(sites)
+        self._bulk = bulk
+        self._order = [_ascending(p.addresses) for p in bulk]
+        self._starts = [
+            p.addresses if isinstance(order, range) else [p.addresses[i] for i in order]
+            for p, order in zip(bulk, self._order, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._sites) + sum(len(places.addresses) for places in self._bulk)
+
+    def holding(self, address: int) -> list[Site]:
+        """Sites that hold an address; not all where very many share it."""
+        cluster = self._clusters.at(address)
+        found = [s for s in cluster.sites[:MOST_SHARED] if s.address <= address < s.end] if cluster else []
+        for places, starts, order in zip(self._bulk, self._starts, self._order, strict=True):
+            i = bisect_right(starts, address) - 1
+            if i >= 0 and address < starts[i] + places.length:
+                found.append(places.site(order[i]))
+        return found
+
+    def inside(self, start: int, size: int) -> bytearray:
+        """For each of ``size`` bytes from a virtual address whether it may be inside a site, and not its first."""
+        marks = bytearray(size)
+        for cluster in self._clusters.all:
+            first, last = max(cluster.address + 1 - start, 0), min(cluster.end - start, size)
+            if last > first:
+                marks[first:last] = b"\1" * (last - first)
+        for places, starts in zip(self._bulk, self._starts, strict=True):
+            rest = places.length - 1
+            ones = b"\1" * rest
+            low, high = bisect_left(starts, start), bisect_left(starts, start + size - rest)
+            for first in [address - start + 1 for address in starts[low:high]]:
+                marks[first : first + rest] = ones
+        return marks
+
+    def shared(self, *, but: Container[str]) -> Clusters:
+        """The sites that share bytes with others, of all families but some."""
+        own = [s for s in self._sites if s.length and s.family not in but]
+        bulk = [
+            one for one in zip(self._bulk, self._starts, self._order, strict=True) if one[0].table.family not in but
+        ]
+        # Start and length in one number: a hundred thousand of those sort fast.
+        spans = [site.address << _LENGTH | site.length for site in own]
+        for places, starts, _ in bulk:
+            spans += [start << _LENGTH | places.length for start in starts]
+        spans.sort()
+        firsts = [span >> _LENGTH for span in spans]
+        reach = accumulate((first + (span & _MOST_LENGTH) for first, span in zip(firsts, spans, strict=True)), max)
+        # Starts that something before them reaches beyond: who holds one of those shares it.
+        shared = sorted({first for first, end in zip(firsts[1:], reach, strict=False) if first < end})
+        found = [s for s in own if bisect_left(shared, s.end) > bisect_left(shared, s.address)]
+        for places, starts, order in bulk:
+            held = {bisect_right(starts, first) - 1 for first in shared}
+            found += [
+                places.site(order[i])
+                for i in sorted(held)
+                if i >= 0 and bisect_left(shared, starts[i] + places.length) > bisect_left(shared, starts[i])
+            ]
+        return Clusters(found)
 
 
 class Spans:

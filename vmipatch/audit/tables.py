@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vmipatch.annotate import Scan, Site, TableInfo
 from vmipatch.annotate.site import Detailed
 from vmipatch.annotate.tables import Layout, find_tables, load_format
-from vmipatch.audit.places import Cluster, Clusters, Collector
+from vmipatch.audit.places import Clusters, Collector, Sites
 from vmipatch.errors import PatchError
 from vmipatch.image import Image
 from vmipatch.patch.rules import Version, choose
@@ -128,7 +128,7 @@ def _winner(entries: list[Site], order: Order) -> str:
     return f"the last of the table that applies wins ({last.op} before the others)"
 
 
-def exceptions(collector: Collector, image: Image, scan: Scan, clusters: Clusters) -> None:
+def exceptions(collector: Collector, image: Image, scan: Scan, sites: Sites) -> None:
     """Entries of the exception table that name bytes of a site."""
     layouts: Mapping[tuple[str, int], str | None] = {
         (t.section, t.address): t.layout for t in scan.tables if t.family == EX_TABLE
@@ -140,10 +140,10 @@ def exceptions(collector: Collector, image: Image, scan: Scan, clusters: Cluster
             continue
         for entry in form.layout(name).entries(table, image.bits):
             address = entry.values[0]
-            cluster = clusters.at(address)
-            site = None if cluster is None else inside(cluster, address)
-            if site is None:
+            held = sites.holding(address)
+            if not held:
                 continue
+            site = inside(held, address)
             distance = address - site.address
             place = (
                 f"at the start of the {site.family} site"
@@ -164,7 +164,6 @@ def exceptions(collector: Collector, image: Image, scan: Scan, clusters: Cluster
             )
 
 
-def inside(cluster: Cluster, address: int) -> Site | None:
-    """The site that an address is deepest in: one that holds it beyond its first byte, if any does."""
-    held = [s for s in cluster.sites[:64] if s.address <= address < s.end]
-    return min(held, key=lambda s: (s.address == address, s.length), default=None)
+def inside(held: Iterable[Site], address: int) -> Site:
+    """Of sites that hold an address the one that it is deepest in: beyond the first byte, if it is so in any."""
+    return min(held, key=lambda s: (s.address == address, s.length))

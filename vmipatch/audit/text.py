@@ -13,15 +13,21 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vmipatch.annotate.parainstructions import operand
+from vmipatch.annotate.site import Site
 from vmipatch.audit.finding import Swept
-from vmipatch.audit.places import Cluster, Clusters
+from vmipatch.audit.places import Sites
+from vmipatch.audit.tables import inside
 from vmipatch.errors import ImageError
 from vmipatch.image import Image
 from vmipatch.image.model import PF_W
-from vmipatch.isa import sensitive, sweep
+from vmipatch.isa import opcodes, sensitive, sweep
+from vmipatch.isa.opcodes import Parts
 from vmipatch.isa.sensitive import Sensitive
 
 _INDIRECT = ("one", 0xFF)
+_THROUGH_MEMORY = frozenset((0x15, 0x25))
+"""ModRM bytes of a call and a jump through a pointer at a fixed place (FF /2 and /4)."""
+_PADDING = b"\x90\xcc"
 _BOUNDS = (("_stext", "_etext"), ("_text", "_etext"), ("_sinittext", "_einittext"))
 
 
@@ -58,7 +64,7 @@ class Inward(NamedTuple):
     address: int
     length: int
     target: int
-    cluster: Cluster
+    site: Site
 
 
 def ranges(image: Image) -> tuple[list[Range], list[str]]:
@@ -68,7 +74,7 @@ def ranges(image: Image) -> tuple[list[Range], list[str]]:
     memory what lies between ``_stext`` (``_text``) and ``_etext``, and ``_sinittext`` and ``_einittext``.
     """
     if image.sections:
-        placed = [s for s in image.sections if s.exec and s.alloc and s.file_size]
+        placed = [s for s in image.code_sections if s.alloc and s.file_size]
         if image.container == "module":
             return [Range(s.name, s.address, image.read(s.address, s.size)) for s in placed], []
         floor = _floor(image)
@@ -104,23 +110,30 @@ def _floor(image: Image) -> int:
 
 def pieces(image: Image, places: Iterable[Range]) -> list[list[int]]:
     """Offsets in each range at which a sweep begins anew, the end last."""
-    starts = sorted({address for address, _, _ in image.symbols.all()})
+    starts = image.symbols.addresses()
     cuts = []
     for place in places:
         first, last = bisect_left(starts, place.address + 1), bisect_left(starts, place.end)
-        cuts.append([0, *(a - place.address for a in starts[first:last]), len(place.data)])
+        own = [0, *(a - place.address for a in starts[first:last]), len(place.data)]
+        # Nothing between two but padding of one byte each, as in front of most functions: no need to begin twice.
+        padded = [not place.data[at:end].strip(_PADDING) for at, end in pairwise(own)]
+        cuts.append([at for at, passed in zip(own, (False, *padded), strict=True) if not passed])
     return cuts
 
 
 class Sweeper:
     """One pass over an image's instructions; :attr:`swept` fills as :meth:`run` goes on."""
 
-    def __init__(self, image: Image, clusters: Clusters, slots: Iterable[int]) -> None:
+    def __init__(self, image: Image, sites: Sites, slots: Iterable[int]) -> None:
         self._bits = image.bits
         self._slots = frozenset(slots)
-        self._clusters = clusters
+        self._wanted = dict(sensitive.wanted(image.bits))
+        if self._slots:
+            self._wanted[_INDIRECT] = (self._wanted[_INDIRECT] or frozenset()) | _THROUGH_MEMORY
+        self._sites = sites
         self._ranges, self.skipped = ranges(image)
         self._cuts = pieces(image, self._ranges)
+        self._inside = {place.address: sites.inside(place.address, len(place.data)) for place in self._ranges}
         self.swept: list[Swept] = []
 
     def run(self, progress: Callable[[str], None]) -> Iterator[Instruction | Inward]:
@@ -129,60 +142,40 @@ class Sweeper:
             progress(f"instructions of {place.section or hex(place.address)} ({len(place.data) >> 10} KiB)")
             yield from self._sweep(place, cuts)
 
-    def _inside(self, place: Range) -> bytearray:
-        """For each byte of a range whether it is inside a site, and not a site's first."""
-        marks = bytearray(len(place.data))
-        size = len(marks)
-        for cluster in self._clusters.all:
-            if cluster.end <= place.address or cluster.address >= place.end:
-                continue
-            first = max(cluster.address + 1 - place.address, 0)
-            last = min(cluster.end - place.address, size)
-            if last > first:
-                marks[first:last] = b"\1" * (last - first)
-        return marks
-
     def _sweep(self, place: Range, cuts: list[int]) -> Iterator[Instruction | Inward]:
-        bits, data, base = self._bits, place.data, place.address
-        mask = (1 << bits) - 1
-        wanted = sensitive.opcodes(bits) | {_INDIRECT}
-        inner, size = self._inside(place), len(data)
+        data, base = place.data, place.address
         undecoded = 0
-        for cut, stop in pairwise(cuts):
-            for group, first, last in sweep.sweep(data, cut, stop, bits, wanted):
-                if group == sweep.BRANCH:
-                    target = sensitive.branch_target(data, first, last, base, bits)
-                    at = (target - base) & mask
-                    # Most branches stay in their range and go to no site.
-                    if at < size and not inner[at]:
-                        continue
-                    cluster = self._entered(target, base + first)
-                    if cluster is not None:
-                        yield Inward(place, base + first, last - first, target, cluster)
-                elif group == sweep.WANTED:
-                    code = data[first:last]
-                    kind = sensitive.classify(code, bits)
-                    slot = None if kind else self._slot(code, base + first)
-                    if kind or slot is not None:
-                        yield Instruction(place, base + first, code, kind, slot)
-                else:
-                    undecoded += 1
-        self.swept.append(Swept(place.section, base, size, undecoded))
+        for what, first, last, target in sweep.sweep(data, base, cuts, self._bits, self._wanted, self._inside[base]):
+            if what == sweep.BRANCH:
+                site = self._entered(target, base + first)
+                if site is not None:
+                    yield Inward(place, base + first, last - first, target, site)
+            elif what == sweep.WANTED:
+                code = data[first:last]
+                parts = opcodes.parts(code, self._bits)
+                assert parts is not None
+                kind = sensitive.classify(code, parts, self._bits)
+                slot = None if kind else self._slot(code, parts, base + first)
+                if kind or slot is not None:
+                    yield Instruction(place, base + first, code, kind, slot)
+            else:
+                undecoded += 1
+        self.swept.append(Swept(place.section, base, len(data), undecoded))
 
-    def _slot(self, code: bytes, address: int) -> int | None:
+    def _slot(self, code: bytes, parts: Parts, address: int) -> int | None:
         """The paravirt slot that an indirect call or jump goes through, or None."""
-        _, opcode, at = sensitive.opcode_at(code, self._bits)
-        if opcode != _INDIRECT:
+        if parts.opcode != _INDIRECT:
             return None
-        slot = operand(code[at - 1 :], address + at - 1, self._bits)
+        opcode = parts.after - 1
+        slot = operand(code[opcode:], address + opcode, self._bits)
         return slot if slot in self._slots else None
 
-    def _entered(self, target: int, source: int) -> Cluster | None:
-        """The cluster with a site that holds a target beyond its first byte, and does not hold the source."""
-        cluster = self._clusters.at(target)
-        if cluster is None:
-            return None
-        for site in cluster.sites[:64]:
-            if site.address < target < site.end and not site.address <= source < site.end:
-                return cluster
+    def _entered(self, target: int, source: int) -> Site | None:
+        """The site that holds a target beyond its first byte; None if none does that does not hold the source too."""
+        for place in self._ranges:
+            if place.address <= target < place.end and not self._inside[place.address][target - place.address]:
+                return None
+        held = self._sites.holding(target)
+        if any(s.address < target and not s.address <= source < s.end for s in held):
+            return inside(held, target)
         return None

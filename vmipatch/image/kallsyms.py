@@ -46,6 +46,8 @@ _MIN_BLOCK, _MAX_BLOCK = 256 * 2, 256 * (512 + 3)
 # them, places for the number of symbols for each of those, and walks over all names.
 _MAX_HITS, _MAX_TABLES, _MAX_MARKERS, _MAX_PLACES, _MAX_WALKS = 1000, 2, 8, 500, 3
 _MAX_EXPANDED = 1 << 26
+# Names that are searched for in the text of all; who asks for more gets an index, which takes as long as these do.
+_SEARCHED = 16
 # The first two markers, 0 and then a number from _MIN_BLOCK to about _MAX_BLOCK; looked for in steps.
 _FIRST_MARKERS = re.compile(rb"(?=\0\0\0\0.(?:[\2-\xff]\0|.[\1\2])\0|\0{8}.(?:[\2-\xff]\0|.[\1\2])\0)", re.DOTALL)
 _STEP = 1 << 18
@@ -64,6 +66,7 @@ class Kallsyms:
         self._names = names
         self._starts = starts
         self._tokens = tokens
+        self._asked = 0
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -80,8 +83,8 @@ class Kallsyms:
         return "".join(map(self._tokens.__getitem__, self._names[start:stop]))
 
     @cached_property
-    def entries(self) -> list[str]:
-        """All kind letters and names, in order of address."""
+    def _text(self) -> str:
+        """All kind letters and names in order of address, a line feed before each and behind the last."""
         # Expanded in one go, the length bytes too; those are then made into the separators.
         pieces = list(map(self._tokens.__getitem__, self._names))
         names = self._names
@@ -89,11 +92,29 @@ class Kallsyms:
             pieces[at] = "\n"
             if names[at] & 0x80:
                 pieces[at + 1] = ""
-        return "".join(pieces[: self._starts[-1]]).split("\n")[1:]
+        return "".join(pieces[: self._starts[-1]]) + "\n"
+
+    @cached_property
+    def entries(self) -> list[str]:
+        """All kind letters and names, in order of address."""
+        return self._text.split("\n")[1:-1]
 
     def lookup(self, name: str) -> int | None:
         """The address of a name; of symbols with one name the lowest global one, else the lowest."""
-        return self._by_name.get(name)
+        self._asked += 1
+        if self._asked > _SEARCHED:
+            return self._by_name.get(name)
+        lowest = None
+        at = self._text.find(f"{name}\n")
+        while at > 0:
+            if self._text[at - 2] == "\n":
+                letter = self._text[at - 1]
+                if lowest is None or letter.isupper():
+                    lowest = self.addresses[self._text.count("\n", 0, at) - 1]
+                if letter.isupper():
+                    break
+            at = self._text.find(f"{name}\n", at + 1)
+        return lowest
 
     @cached_property
     def _by_name(self) -> dict[str, int]:

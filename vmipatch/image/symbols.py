@@ -135,6 +135,10 @@ class Symbols:
             name = self._names[best, index] = self._found[best].entry(index)[1:]
         return name, address - start
 
+    def addresses(self) -> list[int]:
+        """The virtual addresses of all symbols, ascending, none twice."""
+        return sorted({address for source in self._found for address in source.addresses})
+
     def all(self) -> Iterator[tuple[int, str, str]]:
         """Every symbol: virtual address, kind letter of nm(1), name; by address, none twice."""
         rows = [zip(source.addresses, _entries(source), strict=True) for source in self._found]

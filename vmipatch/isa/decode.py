@@ -1,9 +1,17 @@
-"""Instruction boundaries and text, from capstone (imported on first use: it costs start-up time)."""
+"""What instructions are: boundaries and parts by our own opcode maps, text for people by capstone.
+
+capstone is wrong about some lengths (it gives UD1 and UD0 no ModRM byte) and refuses instructions that are newer than
+it: where it does not agree with the maps, a sensitive instruction has its name, any other its bytes.  It is imported
+on first use: it costs start-up time.  Imports its sisters opcodes and sensitive.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any, NamedTuple
+
+from vmipatch.isa import opcodes, sensitive
+from vmipatch.isa.opcodes import Parts
 
 
 class Instruction(NamedTuple):
@@ -25,7 +33,11 @@ def engine(bits: int) -> Any:
 
 def lengths(code: bytes, bits: int) -> list[int]:
     """The lengths in bytes of the instructions that ``code`` starts with, up to the first bad one."""
-    return [size for _, size, _, _ in engine(bits).disasm_lite(code, 0)]
+    found, at = [], 0
+    while at < len(code) and (parts := opcodes.parts(code, bits, at)) is not None:
+        found.append(parts.size)
+        at += parts.size
+    return found
 
 
 def covers(code: bytes, bits: int) -> bool:
@@ -33,21 +45,37 @@ def covers(code: bytes, bits: int) -> bool:
     return bool(code) and sum(lengths(code, bits)) == len(code)
 
 
+_UNDEFINED = {("0f", 0xB9): "ud1", ("0f", 0xFF): "ud0"}
+"""What capstone gives a wrong length (SDM vol. 2, UD: each has a ModRM byte)."""
+
+
 def disassemble(code: bytes, bits: int, address: int) -> list[Instruction]:
     """All of ``code``; a byte that starts no instruction becomes ``(bad)``, one byte long."""
     result: list[Instruction] = []
     position = 0
     while position < len(code):
-        start = position
-        for at, size, mnemonic, operands in engine(bits).disasm_lite(code[position:], address + position):
-            text = f"{mnemonic} {operands}".rstrip()
-            result.append(Instruction(at, code[position : position + size], text))
-            position += size
-        if position < len(code):
-            result.append(Instruction(address + position, code[position : position + 1], "(bad)"))
-            position += 1
-        assert position > start
+        parts = opcodes.parts(code, bits, position)
+        size = 1 if parts is None else parts.size
+        own = code[position : position + size]
+        result.append(Instruction(address + position, own, _text(own, parts, bits, address + position)))
+        position += size
     return result
+
+
+def _text(code: bytes, parts: Parts | None, bits: int, address: int) -> str:
+    """The text of one instruction: capstone's where it takes as many bytes."""
+    if parts is None:
+        return "(bad)"
+    if parts.opcode in _UNDEFINED:
+        # CMP has the same operands, and every decoder knows it.
+        like = code[: parts.after - 2] + b"\x3b" + code[parts.after :]
+        return f"{_UNDEFINED[parts.opcode]} {_capstones(like, bits, address).partition(' ')[2]}"
+    return _capstones(code, bits, address) or sensitive.name(code, parts, bits) or f"(unknown) {code.hex(' ')}"
+
+
+def _capstones(code: bytes, bits: int, address: int) -> str:
+    found = list(engine(bits).disasm_lite(code, address))
+    return f"{found[0][2]} {found[0][3]}".rstrip() if len(found) == 1 and found[0][1] == len(code) else ""
 
 
 class Detailed(NamedTuple):
@@ -70,30 +98,18 @@ class Detailed(NamedTuple):
     rip_offset: int
 
 
-@cache
-def _detailed_engine(bits: int) -> Any:
-    import capstone
-
-    made = capstone.Cs(capstone.CS_ARCH_X86, {32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits])
-    made.detail = True
-    return made
-
-
 def detailed(code: bytes, bits: int) -> Detailed | None:
     """The parts of the instruction that ``code`` starts with, or None if it starts with none."""
-    import capstone.x86_const as x86
-
-    for found in _detailed_engine(bits).disasm(code, 0, 1):
-        opcode = found.opcode[0]
-        nop = is_nop(code[: found.size], bits)
-        more = is_any_nop(code[: found.size], bits)
-        branch = opcode in _BRANCHES or (opcode == 0x0F and found.opcode[1] in _NEAR_CONDITIONS)
-        at, width = found.encoding.imm_offset, found.encoding.imm_size
-        immediate = int.from_bytes(code[at : at + width], "little", signed=True) if branch else 0
-        rip = any(o.type == x86.X86_OP_MEM and o.mem.base == x86.X86_REG_RIP for o in found.operands)
-        place = found.encoding.disp_offset if rip else 0
-        return Detailed(found.size, opcode, nop, more, branch, immediate, at, width, place)
-    return None
+    parts = opcodes.parts(code, bits)
+    if parts is None:
+        return None
+    own = code[: parts.size]
+    opcode = code[len(parts.prefixes)]
+    branch = opcode in _BRANCHES or (parts.opcode[0] == "0f" and parts.opcode[1] in _NEAR_CONDITIONS)
+    at, width = parts.immediate
+    immediate = int.from_bytes(code[at : at + width], "little", signed=True) if branch else 0
+    place = parts.displacement[0] if parts.relative else 0
+    return Detailed(parts.size, opcode, is_nop(own, bits), is_any_nop(own, bits), branch, immediate, at, width, place)
 
 
 _BRANCHES = frozenset((*range(0x70, 0x80), 0xE8, 0xE9, 0xEB))
@@ -119,7 +135,7 @@ def _opened(code: bytes, bits: int) -> tuple[bytes, int, bytes]:
 
 def is_nop(code: bytes, bits: int) -> bool:
     """What ``insn_is_nop`` of arch/x86/kernel/alternative.c in 6.4 to 6.18 takes for a nop: ``90``, but no PAUSE, and
-    ``0F 1F``.  capstone reports no prefix of PAUSE, so its bytes are looked at.
+    ``0F 1F``.
     """
     prefixes, _, rest = _opened(code, bits)
     return (rest[:1] == b"\x90" and prefixes[:1] != bytes((_REP,))) or rest[:2] == b"\x0f\x1f"

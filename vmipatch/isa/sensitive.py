@@ -1,21 +1,22 @@
 """Sensitive instructions: which bytes are one, and whether it traps outside ring 0 (``specs/isa/sensitive.toml``).
 
-Imports facts and its sister sweep.
+Imports facts and its sister opcodes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
 from vmipatch import facts
-from vmipatch.isa.sweep import MAPS, Opcode, numbers
+from vmipatch.isa.opcodes import MAPS, Opcode, Parts, applies, numbers
 
 SETS = ("silent", "traps")
 """Sensitive and does not trap at CPL > 0; traps there."""
 
-_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\xf0\xf2\xf3\x66\x67")
-_MANDATORY = (0x66, 0xF2, 0xF3)
+_MANDATORY = frozenset((0x66, 0xF2, 0xF3))
+_ANY = frozenset(range(256))
 
 
 class Sensitive(NamedTuple):
@@ -32,12 +33,10 @@ class Sensitive(NamedTuple):
 
 
 class _Pattern(NamedTuple):
-    """What follows an opcode: ModRM's middle field, what it addresses, whole ModRM bytes, mandatory prefix."""
+    """What stands behind an opcode (None: whatever), and the mandatory prefix (None: does not matter)."""
 
     kind: Sensitive
-    reg: int | None
-    mod: str | None
-    modrm: frozenset[int]
+    modrm: frozenset[int] | None
     prefix: str | None
 
 
@@ -47,80 +46,58 @@ def _patterns(bits: int) -> dict[Opcode, tuple[_Pattern, ...]]:
     found: dict[Opcode, list[_Pattern]] = {}
     for name in SETS:
         for row in spec[name]:
-            if row.get("bits", bits) != bits:
+            if not applies(row, bits):
                 continue
             kind = Sensitive(row["name"], name, row["where"], row.get("when", ""))
             for text in row["code"]:
-                opcode, pattern = _parse(text, kind, row.get("prefix"))
-                found.setdefault(opcode, []).append(pattern)
+                opcode, modrm = _parse(text)
+                found.setdefault(opcode, []).append(_Pattern(kind, modrm, row.get("prefix")))
     return {opcode: tuple(patterns) for opcode, patterns in found.items()}
 
 
-def _parse(text: str, kind: Sensitive, prefix: str | None) -> tuple[Opcode, _Pattern]:
+def _parse(text: str) -> tuple[Opcode, frozenset[int] | None]:
+    """An opcode and the ModRM bytes that a pattern of the spec stands for."""
     head, _, whole = text.partition("=")
     words = head.split()
-    reg = mod = None
+    mods, regs = range(4), range(8)
     if words[-1] in ("mem", "reg"):
-        mod = words.pop()
+        mods = range(3) if words.pop() == "mem" else range(3, 4)
     if words[-1].startswith("/"):
-        reg = int(words.pop()[1:])
+        regs = range(number := int(words.pop()[1:]), number + 1)
     code = bytes.fromhex("".join(words))
     place = next(name for name, before in MAPS.items() if before == code[:-1])
-    return (place, code[-1]), _Pattern(kind, reg, mod, numbers(whole), prefix)
+    modrm = numbers(whole) or frozenset(m << 6 | r << 3 | n for m in mods for r in regs for n in range(8))
+    return (place, code[-1]), None if modrm == _ANY else modrm
 
 
 @cache
-def opcodes(bits: int) -> frozenset[Opcode]:
-    """The opcodes that may be sensitive in code of ``bits`` bits."""
-    return frozenset(_patterns(bits))
+def wanted(bits: int) -> Mapping[Opcode, frozenset[int] | None]:
+    """The opcodes that may be sensitive in code of ``bits`` bits, and the ModRM bytes with which (None: all)."""
+    found: dict[Opcode, frozenset[int] | None] = {}
+    for opcode, patterns in _patterns(bits).items():
+        sets = [p.modrm for p in patterns if p.modrm is not None]
+        found[opcode] = frozenset().union(*sets) if len(sets) == len(patterns) else None
+    return found
 
 
-def opcode_at(code: bytes, bits: int) -> tuple[frozenset[int], Opcode, int]:
-    """The prefixes of one whole instruction, its opcode, and where in it the byte after the opcode is."""
-    at = 0
-    while code[at] in _PREFIXES:
-        at += 1
-    prefixes = frozenset(code[:at])
-    if bits == 64 and 0x40 <= code[at] <= 0x4F:
-        at += 1
-    place = "one"
-    if code[at] == 0x0F:
-        place = {b"\x38": "0f38", b"\x3a": "0f3a"}.get(code[at + 1 : at + 2], "0f")
-        at += len(MAPS[place])
-    return prefixes, (place, code[at]), at + 1
-
-
-def branch_target(data: bytes, first: int, last: int, base: int, bits: int) -> int:
-    """The virtual address that the relative branch ``data[first:last]`` goes to; ``base`` is that of ``data``."""
-    opcode, length = data[first], last - first
-    width = 1
-    if (opcode in (0xE8, 0xE9) and length == 5) or (opcode == 0x0F and length == 6):
-        width = 4
-    elif length != 2:
-        _, (_, opcode), at = opcode_at(data[first:last], bits)
-        width = length - at - (opcode == 0xC7)  # XBEGIN has a ModRM byte
-    target = base + last + int.from_bytes(data[last - width : last], "little", signed=True)
-    return target & (0xFFFF if width == 2 else (1 << bits) - 1)
-
-
-def classify(code: bytes, bits: int) -> Sensitive | None:
-    """What kind of sensitive instruction ``code``, one whole instruction, is; None if it is not sensitive."""
-    prefixes, opcode, at = opcode_at(code, bits)
-    for pattern in _patterns(bits).get(opcode, ()):
-        if pattern.reg is not None or pattern.mod is not None or pattern.modrm:
-            modrm = code[at]
-            if pattern.reg is not None and modrm >> 3 & 7 != pattern.reg:
-                continue
-            if pattern.mod is not None and (modrm >= 0xC0) != (pattern.mod == "reg"):
-                continue
-            if pattern.modrm and modrm not in pattern.modrm:
-                continue
-        if pattern.prefix == "none" and prefixes & set(_MANDATORY):
+def classify(code: bytes, parts: Parts, bits: int) -> Sensitive | None:
+    """What kind of sensitive instruction ``code`` is, whose parts are given; None if it is not sensitive."""
+    prefixes = _MANDATORY.intersection(parts.prefixes)
+    for pattern in _patterns(bits).get(parts.opcode, ()):
+        if pattern.modrm is not None and code[parts.after] not in pattern.modrm:
+            continue
+        if pattern.prefix == "none" and prefixes:
             continue
         if pattern.prefix not in (None, "none") and int(pattern.prefix, 16) not in prefixes:
             continue
         return pattern.kind
     return None
+
+
+def name(code: bytes, parts: Parts, bits: int) -> str:
+    """The name of a sensitive instruction, empty if it is none."""
+    kind = classify(code, parts, bits)
+    return "" if kind is None else kind.name
 
 
 def kinds() -> tuple[Sensitive, ...]:

@@ -1,257 +1,246 @@
 """Linear sweeps: from one instruction to the next over megabytes, stopping only at those that are asked for.
 
-The opcode maps (``specs/isa/lengths.toml``) become one regular expression that passes over whole runs of
-instructions, which is ten times as fast as decoding each.  Imports facts.
+The opcode maps become one regular expression that passes over whole runs of common instructions, some twenty times
+as fast as taking each apart.  It leaves out what is rare (immediates whose size a prefix changes, many prefixes):
+there it stops, and :func:`vmipatch.isa.opcodes.parts` decides.  Imports its sister opcodes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from mmap import mmap
+from itertools import pairwise
+from struct import Struct
 from typing import NamedTuple
 
-from vmipatch import facts
-
-MAPS = {"one": b"", "0f": b"\x0f", "0f38": b"\x0f\x38", "0f3a": b"\x0f\x3a"}
-"""Opcode maps and the bytes that lead to them."""
-
-RUN = 64
-"""Instructions that one match passes over at most: it keeps a little memory for each."""
+from vmipatch.isa import opcodes
+from vmipatch.isa.opcodes import MAPS, Code, Opcode, Parts
 
 BRANCH, WANTED, BAD = 1, 2, 3
-"""The groups of the expression: a relative branch, an opcode that was asked for, a byte that starts nothing."""
+"""What a sweep stops at: a relative branch, an opcode that was asked for, a byte that starts nothing."""
 
-Opcode = tuple[str, int]
-"""A map of :data:`MAPS` and the opcode byte in it."""
+Wanted = Mapping[Opcode, frozenset[int] | None]
+"""Opcodes that are asked for, with the ModRM bytes behind them that are (None: whatever follows)."""
 
+_SHORT, _NEAR, _OTHER = 1, 2, 3
+"""The groups of the expression: a plain branch by one byte, one by four; the third is the first byte of anything
+else that no run takes."""
 
-class _Row(NamedTuple):
-    """Opcodes of one map that are followed by the same."""
+_SIGNED = tuple(range(128)) + tuple(range(-128, 0))
 
-    map: str
-    codes: frozenset[int]
-    form: str
-    reg: tuple[int, ...] | None
-    mod: str | None
-    branch: bool
+_FEW = 3
+"""Prefixes that the expression takes: the longest instruction that has so few is no longer than allowed."""
 
-
-class _Sizes(NamedTuple):
-    """What prefixes make of an instruction: bytes of operand and of address, and REX.W (None: as it comes)."""
-
-    bits: int
-    operand: int
-    address: int
+_FORMS = ("m", "mb", "z", "v", "b", "mz", "", "a", "r", "w")
+"""Forms that the expression takes, the common ones first: an alternative that is tried first is the cheapest."""
 
 
-def numbers(text: str) -> frozenset[int]:
-    """``"00-03 0f"`` to its numbers."""
-    found: set[int] = set()
-    for part in text.split():
-        first, _, last = part.partition("-")
-        found.update(range(int(first, 16), int(last or first, 16) + 1))
-    return frozenset(found)
+class Stop(NamedTuple):
+    """Where a sweep stopped: what at, the offsets where it begins and ends, and a branch's target (an address)."""
 
-
-@cache
-def expression(bits: int, wanted: frozenset[Opcode] = frozenset()) -> re.Pattern[bytes]:
-    """The expression that matches a run of instructions and then one of the groups :data:`BRANCH`,
-    :data:`WANTED`, :data:`BAD`, or nothing after :data:`RUN` instructions and at the end.
-
-    ``wanted`` opcodes are never part of the run.  Each group holds the whole instruction, prefixes included.
-    """
-    spec = facts.load("isa", "lengths")
-    rows = _rows(spec, bits)
-    plain = [_without(row, wanted) for row in rows if not row.branch]
-    asked = [_only(row, wanted) for row in rows if not row.branch]
-    branches = [row for row in rows if row.branch]
-    emulate = (re.escape(bytes.fromhex(text)) for text in spec["prefixes"]["emulate"])
-    boring = _choice([*emulate, _instructions(spec, bits, plain, extended=True)])
-    branch = _instructions(spec, bits, branches, extended=False)
-    stop = _instructions(spec, bits, asked, extended=False) if wanted else b"(?!)"
-    text = b"(?:%b){0,%d}(?:(%b)|(%b)|(?!%b)(.))?" % (boring, RUN, branch, stop, boring)
-    return re.compile(text, re.DOTALL)
+    what: int
+    first: int
+    last: int
+    target: int
 
 
 def sweep(
-    data: bytes | mmap, start: int, end: int, bits: int, wanted: frozenset[Opcode]
-) -> Iterator[tuple[int, int, int]]:
-    """Every branch, wanted opcode and bad byte of ``data[start:end]``: its group, where it begins and ends.
+    data: Code, base: int, cuts: Iterable[int], bits: int, wanted: Wanted, landing: bytes | bytearray
+) -> Iterator[Stop]:
+    """The branches, wanted opcodes and bad bytes of ``data``, whose first byte has the virtual address ``base``.
 
-    A byte that starts no instruction (of those that end before ``end``) is passed over alone.
+    A sweep begins anew at each of ``cuts`` (ascending offsets) and ends at the last.  A byte that starts no
+    instruction (of those that end before the next cut) is passed over alone.  Of branches to an offset of ``data``
+    only those are given for which ``landing`` (as long as it) holds something else than 0 there.
     """
-    for match in expression(bits, wanted).finditer(data, start, end):
-        group = match.lastindex
-        if group is not None:
-            first, last = match.span(group)
-            yield group, first, last
+    run = expression(bits, frozenset(wanted.items())).finditer
+    size, mask = len(data), (1 << bits) - 1
+    word = Struct("<i").unpack_from
+    # A short branch out of the data, at either end, finds a mark: an index below 0 counts from the end.
+    marks = bytes(landing) + b"\1" * 128
+    for cut, stop in pairwise(cuts):
+        at = cut
+        while at < stop:
+            for match in run(data, at, stop):
+                group = match.lastindex
+                if group == _SHORT:
+                    last = match.end()
+                    target = last + _SIGNED[data[last - 1]]
+                    # Most branches go nowhere of interest.
+                    if not marks[target]:
+                        continue
+                elif group == _NEAR:
+                    last = match.end()
+                    target = last + word(data, last - 4)[0]
+                    if 0 <= target < size and not marks[target]:
+                        continue
+                elif group == _OTHER:
+                    break
+                else:
+                    continue
+                yield Stop(BRANCH, match.start(group), last, base + target & mask)
+            else:
+                break
+            first = match.end() - 1
+            found = opcodes.parts(data, bits, first, stop)
+            if found is None:
+                yield Stop(BAD, first, first + 1, 0)
+                at = first + 1
+                continue
+            at = first + found.size
+            if found.branch:
+                target = branch_target(found, data[first:at], base + first, bits)
+                if not 0 <= target - base < size or marks[target - base]:
+                    yield Stop(BRANCH, first, at, target)
+            elif found.opcode in wanted:
+                asked = wanted[found.opcode]
+                if asked is None or data[first + found.after] in asked:
+                    yield Stop(WANTED, first, at, 0)
 
 
-def _rows(spec: facts.Spec, bits: int) -> list[_Row]:
-    return [
-        _Row(
-            name,
-            numbers(row["codes"]),
-            row["form"],
-            tuple(row["reg"]) if "reg" in row else None,
-            row.get("mod"),
-            row.get("branch", False),
-        )
-        for name in MAPS
-        for row in spec[name]
-        if row.get("bits", bits) == bits
+def branch_target(parts: Parts, code: Code, address: int, bits: int) -> int:
+    """The virtual address that a relative branch at another goes to."""
+    at, width = parts.immediate
+    distance = int.from_bytes(code[at : at + width], "little", signed=True)
+    return address + parts.size + distance & (0xFFFF if width == 2 else (1 << bits) - 1)
+
+
+@cache
+def expression(bits: int, wanted: frozenset[tuple[Opcode, frozenset[int] | None]]) -> re.Pattern[bytes]:
+    """The expression that matches a run of instructions and then one of the three groups, or nothing at the end."""
+    known = opcodes.tables(bits)
+    natural = opcodes.natural(bits)
+    rows = _rows(bits, dict(wanted))
+    legacy = _set(known.legacy - {opcodes.ADDRESS, opcodes.OPERAND})
+    sized = _set(known.legacy - {opcodes.ADDRESS})
+    common = [row for row in rows if row.modrm is None]
+    fixed = [row for row in common if not set(row.parts) & set("zv")]
+    other = [row for row in common if set(row.parts) & set("zv")]
+    run = [
+        _set(code for row in rows if (row.map, row.parts) == ("one", "") for code in row.codes) + b"++",
+        *map(re.escape, known.emulate),
+        *_instructions(rows, bits, natural),
+        b"%b{1,%d}+%b" % (sized, _FEW, _choice(_instructions(fixed, bits, natural))),
+        b"%b{1,%d}+%b" % (legacy, _FEW, _choice(_instructions(other, bits, natural))),
+        *_extended(bits, natural),
     ]
+    wide = opcodes.width("j", bits, *natural, wide=False) == 4
+    text = b"%b*+(?:(%b)|(%b)|(.))?" % (_choice(run), _branch(bits, "b", 1), _branch(bits, "j", 4) if wide else b"(?!)")
+    return re.compile(text, re.DOTALL)
 
 
-def _without(row: _Row, wanted: frozenset[Opcode]) -> _Row:
-    return row._replace(codes=frozenset(c for c in row.codes if (row.map, c) not in wanted))
+def _branch(bits: int, parts: str, width: int) -> bytes:
+    """A relative branch of one form, without prefixes."""
+    found: dict[str, set[int]] = {}
+    for (name, code), forms in opcodes.tables(bits).opcodes.items():
+        if any(form.branch and form.parts == parts for form in forms):
+            found.setdefault(name, set()).add(code)
+    return _choice(re.escape(MAPS[name]) + _set(codes) + _any(width) for name, codes in found.items())
 
 
-def _only(row: _Row, wanted: frozenset[Opcode]) -> _Row:
-    return row._replace(codes=frozenset(c for c in row.codes if (row.map, c) in wanted))
+class _Row(NamedTuple):
+    """Opcodes of one map that are followed by the same; ``modrm`` is None where any may follow."""
+
+    map: str
+    codes: frozenset[int]
+    parts: str
+    modrm: frozenset[int] | None
 
 
-def _instructions(spec: facts.Spec, bits: int, rows: Iterable[_Row], *, extended: bool) -> bytes:
-    """Any instruction of the rows, with any prefixes."""
-    rows = [row for row in rows if row.codes]
-    prefixes = spec["prefixes"]
-    legacy, operand, address = (numbers(prefixes[k]) for k in ("legacy", "operand", "address"))
-    most = prefixes["most"]
-    natural = _Sizes(bits, 4, bits // 8)
-    small = 2 if bits == 32 else 4
-    bodies = {
-        "": _body(spec, rows, natural, extended),
-        "o": _body(spec, rows, natural._replace(operand=2), extended=False),
-        "a": _body(spec, rows, natural._replace(address=small), extended=False),
-        "oa": _body(spec, rows, _Sizes(bits, 2, small), extended=False),
-    }
-    any_legacy = _set(legacy)
-    any_operand, any_address = _set(legacy | operand), _set(legacy | address)
-    every = _set(legacy | operand | address)
-    has_operand = b"(?=%b{0,%d}\x66)" % (any_address, most - 1)
-    return _choice(
-        [
-            bodies[""],
-            b"%b{1,%d}%b" % (any_legacy, most, bodies[""]),
-            b"(?=%b{0,%d}\x66)%b{1,%d}%b" % (any_legacy, most - 1, any_operand, most, bodies["o"]),
-            b"(?=%b{0,%d}\x67)%b{1,%d}%b" % (any_legacy, most - 1, any_address, most, bodies["a"]),
-            has_operand + b"(?=%b{0,%d}\x67)%b{2,%d}%b" % (any_operand, most - 1, every, most, bodies["oa"]),
-        ]
-    )
+_ANY = frozenset(range(256))
 
 
-def _body(spec: facts.Spec, rows: Iterable[_Row], sizes: _Sizes, extended: bool) -> bytes:
-    """An instruction from its REX prefix or opcode on."""
-    if sizes.bits == 32:
-        return _choice([*_opcodes(rows, sizes, wide=False), *(_extended(spec, sizes) if extended else ())])
-    rex = numbers(spec["prefixes"]["rex"])
-    narrow, wide = _set(c for c in rex if not c & 8), _set(c for c in rex if c & 8)
-    rows = list(rows)
-    # REX.W matters only to those whose size it changes.
-    sized = [row for row in rows if set(row.form) & set("zv")]
-    fixed = [row for row in rows if not set(row.form) & set("zv")]
-    choices = []
-    if fixed:
-        choices.append(b"%b?%b" % (_set(rex), _choice(_opcodes(fixed, sizes, wide=False))))
-    if sized:
-        choices.append(b"%b?%b" % (narrow, _choice(_opcodes(sized, sizes, wide=False))))
-        choices.append(b"%b%b" % (wide, _choice(_opcodes(sized, sizes, wide=True))))
-    return _choice([*choices, *(_extended(spec, sizes) if extended else ())])
+def _rows(bits: int, wanted: Wanted) -> list[_Row]:
+    """What the expression takes, but what is wanted."""
+    merged: dict[tuple[str, str, frozenset[int] | None], set[int]] = {}
+    for (name, code), forms in opcodes.tables(bits).opcodes.items():
+        asked = wanted.get((name, code), frozenset())
+        for form in forms:
+            if form.branch or form.parts not in _FORMS or asked is None:
+                continue
+            modrm = (form.modrm or _ANY) - asked if form.modrm is not None or asked else None
+            if modrm is None or (name == "one" and form.parts[:1] == "m"):
+                merged.setdefault((name, form.parts, modrm), set()).add(code)
+    rows = [_Row(name, frozenset(codes), parts, modrm) for (name, parts, modrm), codes in merged.items()]
+    maps = list(MAPS)
+    return sorted(rows, key=lambda r: (maps.index(r.map), _FORMS.index(r.parts), r.modrm is not None, min(r.codes)))
 
 
-def _opcodes(rows: Iterable[_Row], sizes: _Sizes, wide: bool) -> list[bytes]:
-    """One alternative for each form and map."""
-    merged: dict[tuple[str, str, tuple[int, ...] | None, str | None], set[int]] = {}
+def _instructions(rows: Iterable[_Row], bits: int, natural: tuple[int, int]) -> list[bytes]:
+    """The instructions of the rows, from their REX prefix or opcode on."""
+    narrow = _bodies(rows, bits, natural, wide=False)
+    if bits != 64:
+        return narrow
+    rex = opcodes.tables(bits).rex
+    wide = _choice(_bodies(rows, bits, natural, wide=True))
+    return [_set(c for c in rex if c & 8) + wide, *narrow, _set(c for c in rex if not c & 8) + _choice(narrow)]
+
+
+def _bodies(rows: Iterable[_Row], bits: int, natural: tuple[int, int], *, wide: bool) -> list[bytes]:
+    """One alternative for all that is followed by the same, those of one map together."""
+    merged: dict[tuple[str, bytes], frozenset[int]] = {}
     for row in rows:
-        merged.setdefault((row.map, row.form, row.reg, row.mod), set()).update(row.codes)
-    return [
-        re.escape(MAPS[name]) + _set(codes) + _form(form, sizes, wide, reg, mod)
-        for (name, form, reg, mod), codes in merged.items()
-    ]
+        key = row.map, _form(row.parts, bits, natural, wide, row.modrm)
+        merged[key] = merged.get(key, frozenset()) | row.codes
+    found: dict[str, list[bytes]] = {}
+    for (name, form), codes in merged.items():
+        found.setdefault(name, []).append(_set(codes) + form)
+    own = found.pop("one", [])
+    return [*own, *(re.escape(MAPS[name]) + _choice(bodies) for name, bodies in found.items())]
 
 
-def _extended(spec: facts.Spec, sizes: _Sizes) -> list[bytes]:
-    """VEX, EVEX and XOP instructions; in 32-bit code their second byte has both high bits set (not XOP's)."""
+def _extended(bits: int, natural: tuple[int, int]) -> list[bytes]:
+    """VEX, EVEX and XOP instructions."""
     found = []
-    for row in spec["extended"]:
-        sets = [_before(text) for text in row["before"]]
-        if sizes.bits == 32 and not row.get("any"):
-            sets[1] = frozenset(b for b in sets[1] if b >= 0xC0)
-        forms = dict(spec["extended_forms"][str(row["map"])])
-        other = forms.pop("other")
-        named = {form: numbers(codes) for form, codes in forms.items()}
-        rest = numbers("00-ff").difference(*named.values())
-        bodies = [_set(codes) + _form(form, sizes, False) for form, codes in (*named.items(), (other, rest))]
-        found.append(b"".join(map(_set, sets)) + _choice(bodies))
+    for row in opcodes.tables(bits).extended:
+        codes: dict[str, set[int]] = {}
+        for code, form in row.forms.items():
+            codes.setdefault(form, set()).add(code)
+        bodies = [_set(some) + _form(form, bits, natural, False, None) for form, some in codes.items()]
+        found.append(b"".join(map(_set, row.before)) + _choice(bodies))
     return found
 
 
-def _before(text: str) -> frozenset[int]:
-    """The values of one byte before an extended opcode: a set, or ``maps N M …``: those whose low N bits are an M."""
-    if text.startswith("maps "):
-        width, *maps = map(int, text.split()[1:])
-        return frozenset(b for b in range(256) if b & ((1 << width) - 1) in maps)
-    return numbers(text)
-
-
-def _form(form: str, sizes: _Sizes, wide: bool, reg: tuple[int, ...] | None = None, mod: str | None = None) -> bytes:
+def _form(parts: str, bits: int, natural: tuple[int, int], wide: bool, modrm: frozenset[int] | None) -> bytes:
     """What follows an opcode."""
-    size: dict[str, Callable[[], int]] = {
-        "b": lambda: 1,
-        "w": lambda: 2,
-        "z": lambda: 4 if wide else sizes.operand,
-        "j": lambda: 4 if sizes.bits == 64 else sizes.operand,
-        "v": lambda: 8 if wide else sizes.operand,
-        "a": lambda: sizes.address,
-    }
-    length, text = 0, b""
-    for letter in form:
-        if letter == "m":
-            text += _modrm(sizes.address, reg, mod)
-        elif letter == "r":
-            text += b"."
+    rest = parts.lstrip("mr")
+    size = sum(opcodes.width(letter, bits, *natural, wide=wide) for letter in rest)
+    if parts.startswith("m"):
+        return _modrm(natural[1], modrm if modrm is not None else _ANY, size)
+    return b"." * parts.startswith("r") + _any(size)
+
+
+def _modrm(address: int, allowed: frozenset[int], rest: int) -> bytes:
+    """One of the ModRM bytes, the SIB byte and the displacement that it asks for, and ``rest`` bytes."""
+    lengths: dict[int, set[int]] = {}
+    varied = set()
+    for modrm in allowed:
+        if address != 2 and modrm >> 6 == 0 and modrm & 7 == 4:
+            varied.add(modrm)
         else:
-            length += size[letter]()
-    return text + (b".{%d}" % length if length else b"")
-
-
-def _modrm(address: int, reg: tuple[int, ...] | None, mod: str | None) -> bytes:
-    """A ModRM byte with the SIB byte and the displacement that it asks for."""
-
-    def bytes_of(mods: Iterable[int], rms: Iterable[int]) -> bytes:
-        return _set(m << 6 | r << 3 | n for m in mods for r in reg or range(8) for n in rms)
-
-    choices = [] if mod == "memory" else [bytes_of([3], range(8))]
-    if mod != "register" and address == 2:
-        choices += [
-            bytes_of([1], range(8)) + b".",
-            bytes_of([0], (0, 1, 2, 3, 4, 5, 7)),
-            bytes_of([2], range(8)) + b"..",
-            bytes_of([0], [6]) + b"..",
-        ]
-    elif mod != "register":
-        simple = (0, 1, 2, 3, 5, 6, 7)
-        based = _set(b for b in range(256) if b & 7 != 5)
-        baseless = _set(b for b in range(256) if b & 7 == 5)
-        choices += [
-            bytes_of([1], simple) + b".",
-            bytes_of([0], (0, 1, 2, 3, 6, 7)),
-            bytes_of([2], simple) + b".{4}",
-            bytes_of([0], [5]) + b".{4}",
-            bytes_of([1], [4]) + b"..",
-            bytes_of([0], [4]) + _choice([based, baseless + b".{4}"]),
-            bytes_of([2], [4]) + b".{5}",
-        ]
+            lengths.setdefault(sum(opcodes.addressed(modrm, 0, address)), set()).add(modrm)
+    choices = [_set(modrms) + _any(length + rest) for length, modrms in sorted(lengths.items())]
+    if varied:
+        baseless = _set(sib for sib in range(256) if opcodes.addressed(0x04, sib, address)[1])
+        choices.append(_set(varied) + _choice([baseless + _any(4 + rest), _any(1 + rest)]))
     return _choice(choices)
 
 
+def _any(length: int) -> bytes:
+    return b".{%d}" % length if length > 2 else b"." * length
+
+
 def _set(values: Iterable[int]) -> bytes:
-    found = sorted(set(values))
+    """A class of byte values, as ranges: the compiler takes long over single ones."""
+    found = frozenset(values)
+    if not found:
+        return b"(?!)"
     if len(found) == 256:
         return b"."
-    return b"[" + b"".join(b"\\x%02x" % v for v in found) + b"]"
+    starts = sorted(v for v in found if v - 1 not in found)
+    ends = sorted(v for v in found if v + 1 not in found)
+    return b"[" + b"".join(b"\\x%02x-\\x%02x" % pair for pair in zip(starts, ends, strict=True)) + b"]"
 
 
 def _choice(parts: Iterable[bytes]) -> bytes:
