@@ -1,6 +1,7 @@
 """Measures what a user waits for, and prints it as one table beside a physical floor of the same run.
 
     python benchmarks/run.py [--runs N] [--only WORD] [IMAGE ...]
+    python benchmarks/run.py --against COMMIT [--runs N]
 
 IMAGE is a kernel (bzImage or vmlinux); without one, the kernels that the real
 tests have fetched are used.  Each row is a whole process, started and reaped
@@ -8,7 +9,8 @@ here: median wall time and peak memory of N runs, the bar of the design, and the
 ratio to the floor named in the row (a plain read of the same file by a fresh
 Python, or a bare typer program with as many commands).  The emulator's rows (emu.py)
 have tables of their own, beside Unicorn, Bochs and QEMU where they are there; overhead.py's count
-guest instructions, which no other load on the machine changes.
+guest instructions, which no other load on the machine changes.  With --against another commit is
+installed in a folder of its own, and the ratios of time and memory are printed, and nothing else (against.py).
 """
 
 from __future__ import annotations
@@ -152,7 +154,14 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="only rows whose group is named so: start, rom, image, explain, build, emu, overhead"
     )
+    parser.add_argument("--against", metavar="COMMIT", help="only the ratios to another commit of this repository")
     given = parser.parse_args()
+    if given.against:
+        import against
+
+        with tempfile.TemporaryDirectory() as name:
+            against.table(given.against, given.runs, Path(name))
+        return
     if given.only not in ("emu", "overhead"):
         print(f"{'whole process':<44} {'median':>11} {'peak':>10}  {'bar':<22} {'ratio':>7} to")
     with tempfile.TemporaryDirectory() as name:

@@ -6,25 +6,29 @@ summary then names each of them and the reason, in any verbosity.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from . import dumps, initramfs
+from .dumps import Run
 from .kernels import KERNELS, Kernel
 from .packages import RegistryAway
 from .qemu import Capture, Machine, capture
 from .vmlinux import Vmlinux, unpack
 
+KEPT_DUMPS = 12  # of 256 MiB each
+
 
 class RealKernel:
-    """A fetched kernel: the package's bzImage and its unpacked ELF."""
+    """A fetched kernel: the package's image (a bzImage, for some an ELF) and its unpacked ELF."""
 
     def __init__(self, kernel: Kernel, image: Path, folder: Path) -> None:
         self.kernel = kernel
@@ -114,21 +118,52 @@ def dumped(
     real_kernel: Callable[[str], RealKernel],
     initrd: Callable[[int], Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> dumps.Dumped:
-    """The memory of a boot as an ELF core; taken once."""
+) -> Iterator[dumps.Dumped]:
+    """The memory of a boot as an ELF core; taken once, unless so many others came since that it was deleted."""
     folder = tmp_path_factory.mktemp("dumps")
-    had: dict[dumps.Run, Path] = {}
+    had: dict[Run, Path] = {}
+    taken = itertools.count()
 
-    def get(run: dumps.Run) -> Path:
+    def get(run: Run) -> Path:
         if run not in had:
             found = real_kernel(run.kernel)
-            _need(found.kernel.qemu)
-            target = folder / f"{len(had)}.core"
-            dumps.take(found, initrd, run, target)
+            if run.kaslr and not found.kernel.movable:
+                pytest.skip(f"kernel {run.kernel} has nothing that could move it")
+            _need(found.kernel.qemu, *(("mke2fs",) if found.kernel.board != "pc" else ()))
+            while len(had) >= KEPT_DUMPS:
+                had.pop(next(iter(had))).unlink()
+            target = folder / f"{next(taken)}.core"
+            try:
+                dumps.take(found, initrd, run, target)
+            except RegistryAway as away:
+                pytest.skip(f"{run}: {away}")
             had[run] = target
         return had[run]
 
-    return get
+    yield get
+    shutil.rmtree(folder, ignore_errors=True)  # pytest keeps the folders of three sessions
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: only `./dev real --all` runs this")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who shares a worker, where several run (`--dist loadgroup`): tests of one kernel, else those of one file.
+
+    Dumps, captures and unpacked kernels are kept by worker, and made once so.
+    """
+    for item in items:
+        spec = getattr(item, "callspec", None)
+        kernels = []
+        for value in spec.params.values() if spec else ():
+            if isinstance(value, Run):
+                kernels.append(value.kernel)
+                if value.long:
+                    item.add_marker(pytest.mark.long)
+            elif isinstance(value, str) and value in KERNELS:
+                kernels.append(value)
+        item.add_marker(pytest.mark.xdist_group(kernels[0] if kernels else item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

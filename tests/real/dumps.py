@@ -6,13 +6,16 @@ What is read out of a core here is read without the package under test.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .initramfs import REACHED
+from . import initramfs, livepatch
+from .initramfs import REACHED, REFUSED
+from .modules import Modules
 from .qemu import BootFailure, Guest, Machine, boot
 from .vmlinux import Vmlinux
 
@@ -20,18 +23,39 @@ if TYPE_CHECKING:
     from .conftest import Cli, RealKernel
 
 
+# Words that change nothing of the text and take seconds off a boot under TCG: no self-tests of ciphers, no wait for
+# a random seed, no watch over the TSC, which a busy machine makes look unstable.
+QUICK = "cryptomgr.notests random.trust_cpu=on tsc=reliable"
+
+
 @dataclass(frozen=True)
 class Run:
-    """A boot: kernel, CPU model, number of CPUs, and whether KASLR may move the kernel."""
+    """A boot: kernel, CPU model, number of CPUs, and whether KASLR may move the kernel.
+
+    ``modules`` are loaded by init, with all that they need; ``livepatch`` is a function that a live patch replaces.
+    ``long`` leaves the run to `./dev real --all`.
+    """
 
     kernel: str
     cpu: str
     cpus: int
     kaslr: bool = False
     append: str = ""
+    modules: tuple[str, ...] = ()
+    livepatch: str = ""
+    long: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.kernel}-{self.cpu}-{self.cpus}{'-kaslr' if self.kaslr else ''}{'-more' if self.append else ''}"
+        words = [word for word in self.append.split() if word not in QUICK.split()]
+        return "-".join(
+            (
+                *(self.kernel, self.cpu, str(self.cpus)),
+                *(("kaslr",) if self.kaslr else ()),
+                *(re.sub(r"[^\w.,]+", "_", word)[:24] for word in words[:2]),
+                *(("modules",) if self.modules else ()),
+                *(("livepatch",) if self.livepatch else ()),
+            )
+        )
 
 
 Dumped = Callable[[Run], Path]
@@ -45,6 +69,8 @@ TRACING = (
 # A conditional jump of vfs_read, which cannot be optimised: where it is, objdump says of each kernel.
 TRACED_686 = Run("686", "qemu32", 1, append=TRACING + "0x2c")
 TRACED_AMD64 = Run("amd64", "qemu64", 1, append=TRACING + "0x2b")
+# The same of 7.2 and 7.3, whose vfs_read begins alike: `mov %rbx,0x68(%rsp)` at 0x10, a conditional jump at 0x2d.
+TRACING_7 = TRACING.replace("0x24", "0x10") + "0x2d"
 
 
 def take(kernel: RealKernel, initrd: Initrd, run: Run, target: Path) -> None:
@@ -62,19 +88,48 @@ def take(kernel: RealKernel, initrd: Initrd, run: Run, target: Path) -> None:
 
 def _boot_and_dump(kernel: RealKernel, initrd: Initrd, run: Run, targets: dict[Path, dict[str, Any]]) -> None:
     """One boot; each target with its options of ``Guest.dump``."""
-    bits = kernel.kernel.bits
-    memory = 128 if bits == 32 else 256
-    machine = Machine(kernel.image, initrd(bits), bits, run.cpu, run.cpus, run.append, memory=memory, kaslr=run.kaslr)
+    bits, board = kernel.kernel.bits, kernel.kernel.board
+    memory = (128 if bits == 32 else 256) + (256 if run.modules else 0)
+    root = _root(kernel, initrd, run)
+    words = (kernel.image, root, bits, run.cpu, run.cpus, run.append)
+    machine = Machine(*words, memory=memory, kaslr=run.kaslr, board=board)
     with boot(machine) as guest:
         guest.wait_for(REACHED)
+        refused = [line for line in guest.console.splitlines() if line.startswith(REFUSED)]
+        assert refused == [], f"{run}: {refused}"
         settle(kernel, guest, memory)
         for target, options in targets.items():
             guest.dump(target, **options)
 
 
+def _root(kernel: RealKernel, initrd: Initrd, run: Run) -> Path:
+    """What init is in: the plain initramfs, one with modules, or a disk for a board that takes no initramfs."""
+    bits = kernel.kernel.bits
+    plain = initrd(bits)
+    if kernel.kernel.board != "pc":
+        return initramfs.write_disk(plain.parent)
+    loaded = Modules(kernel.kernel.modules()).with_dependencies(run.modules) if run.modules else []
+    if run.livepatch:
+        loaded.append((livepatch.NAME, livepatch.build(kernel.kernel, run.livepatch, plain.parent)))
+    return initramfs.write(plain.parent, bits, modules=loaded, name=str(run)) if loaded else plain
+
+
 def settle(kernel: RealKernel, guest: Guest, memory: int) -> None:
     """Stop the guest once its text does not change any more, wherever in its ``memory`` (MiB) it is."""
-    guest.settled(place_of(kernel.vmlinux, guest.physical(0, memory << 20)), kernel.vmlinux.text.size)
+    if kernel.vmlinux.sections:
+        guest.settled(place_of(kernel.vmlinux, guest.physical(0, memory << 20)), kernel.vmlinux.text.size)
+    else:
+        guest.settled(*read_only(kernel.vmlinux, guest.console))
+
+
+def read_only(vmlinux: Vmlinux, console: str) -> tuple[int, int]:
+    """Physical address and size of text and constants of a kernel that was not moved and has no section headers.
+
+    Evidence: the segment that is not per-CPU, and what mark_rodata_ro (arch/x86/mm/init_64.c) says that it protects.
+    """
+    said = re.search(r"Write protecting the kernel read-only data: (\d+)k", console)
+    assert said is not None, "the kernel did not say what it protects"
+    return min(physical for virtual, physical, _, _ in vmlinux.loads if virtual), int(said[1]) << 10
 
 
 def place_of(vmlinux: Vmlinux, memory: bytes) -> int:

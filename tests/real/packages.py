@@ -27,6 +27,7 @@ CANDIDATES = 16  # versions tried, newest first, before the archive counts as aw
 ATTEMPT_TIMEOUT = 600  # seconds for one apt-get call: a slow registry is not an absent one
 LASTING = ("does not have a Release file", "File has unexpected size", "Hash Sum mismatch")
 SUITE_SUFFIXES = ("", "-updates", "-security", "-backports")
+WITHOUT_SUFFIXES = ("sid", "experimental")  # suites that have no -updates and no -security
 
 
 class RegistryAway(Exception):
@@ -48,29 +49,31 @@ def cache_folder() -> Path:
     return folder
 
 
-def fetch(package_pattern: str, arch: str, suite: str = "bookworm") -> Path:
+def fetch(package_pattern: str, arch: str, suite: str = "bookworm", version: str | None = None) -> Path:
     """The extracted tree of the newest package whose whole name matches the regular expression.
 
-    `arch` is Debian's name of the architecture (i386, amd64). Raises RegistryAway with the reason when the
-    archive does not answer or has no such package and the cache holds none either.
+    `arch` is Debian's name of the architecture (i386, amd64); `version`, where given, the only one that will do.
+    Raises RegistryAway with the reason when the archive does not answer or has no such package and the cache holds
+    none either.
     """
     cache = cache_folder()
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         try:
             apt = _PrivateApt(cache / "apt" / f"{suite}-{arch}", arch, suite)
-            return _first_obtainable(apt, package_pattern, arch, cache / "trees")
+            return _first_obtainable(apt, package_pattern, arch, cache / "trees", version)
         except RegistryAway as away:
-            kept = _newest_in_cache(cache, package_pattern, arch)
+            kept = _newest_in_cache(cache, package_pattern, arch, version)
             if kept is None:
                 raise
             print(f"package archive away ({away}); using {kept.name} from the cache", file=sys.stderr)
             return kept
 
 
-def _first_obtainable(apt: _PrivateApt, pattern: str, arch: str, trees: Path) -> Path:
+def _first_obtainable(apt: _PrivateApt, pattern: str, arch: str, trees: Path, version: str | None) -> Path:
     # A mirror's list may name a file that its pool no longer or not yet holds: the next older one will do.
     complaint: RegistryAway | None = None
-    for package in apt.newest_first(pattern)[:CANDIDATES]:
+    candidates = [package for package in apt.newest_first(pattern) if version in (None, package.version)]
+    for package in candidates[:CANDIDATES]:
         tree = trees / _tree_name(package, arch)
         try:
             if not tree.is_dir():
@@ -83,11 +86,24 @@ def _first_obtainable(apt: _PrivateApt, pattern: str, arch: str, trees: Path) ->
 
 
 def kernel_image(tree: Path) -> Path:
-    """The vmlinuz of an extracted kernel package."""
-    found = sorted((tree / "boot").glob("vmlinuz-*"))
+    """The vmlinuz of an extracted kernel package: in boot/, from 7.x on beside the modules."""
+    found = sorted([*(tree / "boot").glob("vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")])
     if len(found) != 1:
-        raise RegistryAway(f"{tree.name} holds {len(found)} kernel images in boot/, expected one")
+        raise RegistryAway(f"{tree.name} holds {len(found)} kernel images, expected one")
     return found[0]
+
+
+def modules_folder(tree: Path) -> Path:
+    """lib/modules/VERSION of an extracted package that has a kernel's modules."""
+    found = [folder for folder in sorted(tree.glob("**/lib/modules/*")) if (folder / "kernel").is_dir()]
+    if len(found) != 1:
+        raise RegistryAway(f"{tree.name} holds the modules of {len(found)} kernels, expected one")
+    return found[0]
+
+
+def version_of(tree: Path) -> str:
+    """The package's version, from the name that the cache gave its tree."""
+    return tree.name.split("_")[1].replace("%3a", ":")
 
 
 def debian_mirror(suite: str) -> str | None:
@@ -100,8 +116,8 @@ def debian_mirror(suite: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # Parallel test workers share the cache; apt's own lists must not be written twice at once.
+def locked(path: Path) -> Iterator[None]:
+    """The lock of a cache: parallel test workers share it, and apt's own lists must not be written twice at once."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -111,8 +127,9 @@ def _tree_name(package: Package, arch: str) -> str:
     return f"{package.name}_{package.version.replace(':', '%3a')}_{arch}"
 
 
-def _newest_in_cache(cache: Path, pattern: str, arch: str) -> Path | None:
-    wanted = re.compile(rf"(?:{pattern})_[^_]+_{re.escape(arch)}")
+def _newest_in_cache(cache: Path, pattern: str, arch: str, version: str | None) -> Path | None:
+    chosen = "[^_]+" if version is None else re.escape(version.replace(":", "%3a"))
+    wanted = re.compile(rf"(?:{pattern})_{chosen}_{re.escape(arch)}")
     best: Path | None = None
     for tree in (cache / "trees").glob("*"):
         if wanted.fullmatch(tree.name) and tree.is_dir():
@@ -287,7 +304,9 @@ def _entries_for(suite: str) -> list[str]:
         suites = stanza.get("Suites", "").split()
         if not own or "main" not in stanza.get("Components", "").split():
             continue
-        mapped = [suite + word[len(own) :] for word in suites if word in {own + s for s in SUITE_SUFFIXES}]
+        alone = suite in WITHOUT_SUFFIXES or suite.endswith(SUITE_SUFFIXES[1:])
+        known = {own + suffix for suffix in SUITE_SUFFIXES[: 1 if alone else None]}
+        mapped = [suite + word[len(own) :] for word in suites if word in known]
         if mapped:
             lines = ["Types: deb", f"URIs: {stanza['URIs']}", f"Suites: {' '.join(mapped)}", "Components: main"]
             if "Signed-By" in stanza:

@@ -34,7 +34,7 @@ class Machine:
     """What QEMU is asked to be."""
 
     kernel: Path  # a bzImage, or an ELF with a PVH note
-    initrd: Path
+    initrd: Path  # an initramfs; on the board microvm an ext4 file system, whose /init is run
     bits: int
     cpu: str
     cpus: int = 1
@@ -42,17 +42,34 @@ class Machine:
     memory: int = 256  # MiB
     kaslr: bool = False  # let the kernel choose where it goes
     boot_timeout: float = 240.0  # seconds; TCG on a busy machine is slow, a dead kernel ends QEMU by itself
+    board: str = "pc"  # or microvm
 
     def command(self, qmp: Path) -> list[str]:
         program = "qemu-system-i386" if self.bits == 32 else "qemu-system-x86_64"
         # panic=-1 and -no-reboot: a panic or a triple fault ends QEMU at once.
         placed = "" if self.kaslr else "nokaslr "
-        append = f"console=ttyS0 {placed}panic=-1 {self.append}".strip()
+        append = f"{placed}panic=-1 {self.append}".strip()
         return [
             *(program, "-accel", "tcg", "-cpu", self.cpu, "-smp", str(self.cpus), "-m", str(self.memory)),
-            *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", append),
-            *("-display", "none", "-vga", "none", "-net", "none", "-no-reboot", "-serial", "stdio"),
-            *("-qmp", f"unix:{qmp},server=on,wait=off", "-monitor", "none"),
+            *("-kernel", str(self.kernel), *(self._pc(append) if self.board == "pc" else self._microvm(append))),
+            *("-display", "none", "-no-reboot", "-qmp", f"unix:{qmp},server=on,wait=off", "-monitor", "none"),
+        ]
+
+    def _pc(self, append: str) -> list[str]:
+        return [
+            *("-initrd", str(self.initrd), "-append", f"console=ttyS0 {append}"),
+            *("-vga", "none", "-net", "none", "-serial", "stdio"),
+        ]
+
+    def _microvm(self, append: str) -> list[str]:
+        # Without ACPI QEMU names the virtio-mmio devices on the command line, for kernels that have no ACPI either.
+        return [
+            *("-machine", "microvm,acpi=off,isa-serial=off", "-nodefaults", "-serial", "none"),
+            *("-append", f"console=hvc0 root=/dev/vda init=/init {append}"),
+            *("-chardev", "stdio,id=console", "-device", "virtio-serial-device"),
+            *("-device", "virtconsole,chardev=console"),
+            *("-drive", f"id=root,file={self.initrd},format=raw,if=none,readonly=on"),
+            *("-device", "virtio-blk-device,drive=root"),
         ]
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import bz2
 import functools
-import gzip
 import lzma
 import re
 import struct
 import subprocess
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class Vmlinux:
 
     @functools.cached_property
     def release(self) -> tuple[int, int]:
-        """(6, 1) of "Linux version 6.1.0-50-686"."""
-        match = re.search(rb"Linux version (\d+)\.(\d+)\.\d", self.data)
+        """(6, 1) of "Linux version 6.1.0-50-686"; a release candidate of 7.3 says "7.3-amd64"."""
+        match = re.search(rb"Linux version (\d+)\.(\d+)[.-]", self.data)
         assert match is not None, f"{self.path} has no banner"
         return int(match[1]), int(match[2])
 
@@ -86,7 +86,9 @@ class Vmlinux:
         names = self.sections["__ksymtab_strings"]
         mask = (1 << self.bits) - 1
         out = {}
-        for table in ("__ksymtab", "__ksymtab_gpl"):
+        for table in ("__ksymtab", "__ksymtab_gpl"):  # one table from 7.1 on
+            if table not in self.sections:
+                continue
             base = self.sections[table].address
             for index, (value, name, _space) in enumerate(struct.iter_unpack("<3i", self.bytes_of(table))):
                 where = base + 12 * index
@@ -97,9 +99,11 @@ class Vmlinux:
 
 
 def unpack(image: Path, target: Path) -> Vmlinux:
-    """The vmlinux inside a bzImage, written to `target` unless it is already there."""
+    """The vmlinux inside a bzImage, written to `target` unless it is already there; an ELF is one already."""
     if not target.exists():
         data = image.read_bytes()
+        if data.startswith(b"\x7fELF"):
+            return Vmlinux(image)
         sectors = data[0x1F1] or 4
         offset, length = struct.unpack_from("<II", data, 0x248)
         begin = (sectors + 1) * 512 + offset
@@ -113,7 +117,7 @@ def _decompressed(payload: bytes) -> bytes:
     if payload.startswith(b"\xfd7zXZ"):
         return lzma.LZMADecompressor().decompress(payload)
     if payload.startswith(b"\x1f\x8b"):
-        return gzip.decompress(payload[:-4])
+        return zlib.decompressobj(31).decompress(payload)  # 31: a gzip header; what follows the stream is left
     if payload.startswith(b"BZh"):
         return bz2.BZ2Decompressor().decompress(payload)
     if payload.startswith(b"\x28\xb5\x2f\xfd"):

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from vmipatch.cli.common import Base, ImagePath, Kernel, Layouts, SystemMap, layout_options, number, parse, progress
+from vmipatch.cli.common import (
+    Base,
+    ImagePath,
+    Kernel,
+    Layouts,
+    SystemMap,
+    layout_options,
+    number,
+    parse,
+    progress,
+    say_if_newer,
+)
 
 DEFAULT_LEVEL = "warning"
 NEVER = "never"
@@ -48,6 +59,7 @@ def audit(
     overrides = layout_options(layout)
     release = parse(kernel)
     opened = open_image(image, base=None if base is None else number(base), system_map=system_map)
+    say_if_newer(opened, kernel)
     found = run(opened, rom=rom, kernel=release, layouts=overrides, progress=progress)
     if sarif is not None:
         from vmipatch.report.auditreports import sarif_document

@@ -62,6 +62,14 @@ def open_and_scan(
     return image, scan(image, families or None, overrides)
 
 
+def say_if_newer(image: Image, kernel: str | None = None) -> None:
+    """Say on standard error that the kernel is newer than any that was tried; for commands that plan nothing."""
+    from vmipatch.annotate.tried import newer
+
+    if text := newer(parse(kernel) or image.version):
+        typer.echo(f"warning: {text}", err=True)
+
+
 def layout_options(layouts: list[str] | None) -> dict[str, str]:
     """``--layout FAMILY=NAME`` as a mapping; raises :class:`UsageError` for another form."""
     from vmipatch.errors import UsageError

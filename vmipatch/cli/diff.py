@@ -18,6 +18,7 @@ from vmipatch.cli.common import (
     native,
     open_and_scan,
     parse,
+    say_if_newer,
 )
 
 
@@ -47,6 +48,7 @@ def diff(
     from vmipatch.report import diff as report
 
     opened, found = open_and_scan(image, None, system_map, None, None)
+    say_if_newer(opened, kernel)
     record = read(patched) if path_of(patched).exists() else None
     if cpu is None and features is None and record is not None:
         wanted = from_description(record.target, opened, found, patched)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vmipatch.cli.common import Features, ImagePath, Kernel, SystemMap, number, parse
+from vmipatch.cli.common import Features, ImagePath, Kernel, SystemMap, number, parse, say_if_newer
 
 
 def explain(
@@ -57,6 +57,8 @@ def explain(
     if memory is None and any(x is not None for x in (base, features, sarif, html, modules)):
         raise UsageError("--base, --features, --modules, --sarif and --html go with --memory")
     opened = open_image(image, system_map=system_map)
+    if memory is None:
+        say_if_newer(opened, kernel)
     if legal is not None:
         from vmipatch.explain import legal as legal_set
         from vmipatch.report.jsontext import dumps

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vmipatch.cli.common import Base, ImagePath, Layouts, SystemMap, open_and_scan
+from vmipatch.cli.common import Base, ImagePath, Layouts, SystemMap, open_and_scan, say_if_newer
 
 
 def scan(
@@ -27,6 +27,7 @@ def scan(
     from vmipatch.report import scan as report
 
     opened, found = open_and_scan(image, base, system_map, family, layout)
+    say_if_newer(opened)
     (report.as_json if json else report.as_table)(opened, found, sites=not summary)
     if found.findings:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from vmipatch import facts
 from vmipatch.annotate import TableInfo
 from vmipatch.annotate.family import AT_BOOT, FAMILIES
 from vmipatch.annotate.features import numbers
+from vmipatch.annotate.tried import newer
 from vmipatch.errors import PatchError, SpecError, UsageError
 from vmipatch.isa import nops
 from vmipatch.patch.cpu import Cpu
@@ -146,17 +147,6 @@ def eras() -> tuple[Rules, ...]:
         spec = facts.whole("kernels", name)
         found.append(Rules(name, parse_version(spec["since"]), spec))
     return tuple(sorted(found, key=lambda r: r.since))
-
-
-def newer(version: Version | None) -> str:
-    """What to say of a kernel that is newer than all that the rules were tried on; empty for any other."""
-    tried = parse_version(eras()[-1].spec["tried"])
-    if version is None or version[: len(tried)] <= tried:
-        return ""
-    return (
-        f"Linux {'.'.join(map(str, version))} is newer than any that was tried ({'.'.join(map(str, tried))}): "
-        f"where its image does not tell, it is taken to be like that"
-    )
 
 
 def choose(version: Version | None, tables: Iterable[TableInfo], file: str) -> tuple[Rules, list[str]]:
