@@ -298,11 +298,30 @@ class Machine:
         return engine.Kernel(image, running, boot, running)
 
 
+class Nothing:
+    """A dump in which nothing is found: no probe, no record of ftrace."""
+
+    physical: tuple[()] = ()
+    virtual: tuple[()] = ()
+
+    def find(self, *_: object, **__: object) -> tuple[()]:
+        return ()
+
+    def find_words(self, values: set[int], *_: object) -> dict[int, list[int]]:
+        return {value: [] for value in values}
+
+    def at(self, *_: object) -> bytes:
+        return b""
+
+    def addresses_of(self, *_: object) -> None:
+        return None
+
+
 class MadeRunning(Running):
     """Reads a :class:`Machine`."""
 
     def __init__(self, image: Image, machine: Machine) -> None:
-        super().__init__(image, None, 0, None, "made")  # type: ignore[arg-type]
+        super().__init__(image, Nothing(), 0, None, "made")  # type: ignore[arg-type]
         self._machine = machine
 
     def read(self, address: int, length: int) -> bytes | None:

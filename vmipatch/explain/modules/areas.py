@@ -22,6 +22,8 @@ from vmipatch.image.model import Section
 _MOST = 65_536
 """Programs, pages or trampolines of one owner."""
 _LARGE = 1 << 21
+_CHUNK = 64
+"""BPF_PROG_CHUNK_SIZE (kernel/bpf/core.c)."""
 _INT3 = b"\xcc"
 _LOW = 1 << 20
 """Physical memory that real mode reaches."""
@@ -63,7 +65,7 @@ def areas(
         notes.append(Note("areas", text, False))
     if mode.entry == 4 or _executes_data(kernel, found.runs):
         return [], [Note("areas", "executable memory is not listed: this kernel may execute every page", False)]
-    owners = _Owners(kernel, types)
+    owners = _Owners(kernel, types, found.runs)
     result: list[Area] = []
     # The kernel's types are asked for only where there is something that they may tell of.
     for owned in (owners.few(modules, texts), owners.all):
@@ -108,7 +110,8 @@ def _divided(run: mapped.Run, owned: list[_Owned], owners: _Owners) -> Iterator[
 
 
 class _Owners:
-    def __init__(self, kernel: Kernel, types: Types) -> None:
+    def __init__(self, kernel: Kernel, types: Types, runs: list[mapped.Run]) -> None:
+        self._runs = runs
         self._kernel = kernel
         self._view = kernel.view
         self._types = types
@@ -211,19 +214,22 @@ class _Owners:
                 start, end = self._view.word(at + (start_at or 0)), self._view.word(at + (end_at or 0))
                 if start and end and 0 < end - start <= _LARGE:
                     name = self._view.text(at + (name_at or 0), 512) or "?"
-                    yield _Owned(start, end, "bpf", name)
+                    # A program's header is in front of it, in its first chunk (bpf_jit_binary_pack_hdr).
+                    yield _Owned(start // _CHUNK * _CHUNK, -(-end // _CHUNK) * _CHUNK, "bpf", name)
 
     def _packs(self) -> Iterator[_Owned]:
         """The packs that BPF programs lie in.
 
         ``struct bpf_prog_pack`` of 5.18 to 7.3 begins with its list and a pointer.  Each has 2 MiB a node, or one
-        page where it found no more room.
+        page; behind it is a page that is not mapped.
         """
         for at in self._list("pack_list", 0):
             place = self._view.word(at + 2 * self._view.size)
             if place and not place % PAGE:
-                size = _LARGE if not place % _LARGE else PAGE
-                yield _Owned(place, place + size, "bpf", "a pack of BPF programs")
+                i = bisect_right(self._runs, (place, 1 << 65)) - 1
+                end = self._runs[i].address + self._runs[i].size if i >= 0 else 0
+                if end > place:
+                    yield _Owned(place, min(end, place + _LARGE), "bpf", "a pack of BPF programs")
 
     def _ftrace(self) -> Iterator[_Owned]:
         """Trampolines of those who trace (``struct ftrace_ops``)."""

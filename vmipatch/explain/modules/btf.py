@@ -203,7 +203,7 @@ class Btf:
     # Types by number
 
     def _kind(self, number: int) -> int:
-        return self._words[self._starts[number] + 1] >> 24 & 0x7F
+        return self._words[self._start(number) + 1] >> 24 & 0x7F
 
     def _start(self, number: int) -> int:
         if not 0 < number < len(self._starts):
@@ -216,8 +216,6 @@ class Btf:
             if not number or self._kind(number) not in _ALIKE:
                 return number
             number = self._words[self._start(number) + 2]
-            if number:
-                self._start(number)
         raise self._error(f"type {number} stands for itself", self._at)
 
     def _rows(self, number: int) -> Iterator[tuple[str, int, int, int]]:
