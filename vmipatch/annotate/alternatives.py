@@ -50,6 +50,13 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
             return Reason("site-not-instructions", f"{length} bytes at {address:#x} are no whole instructions")
         return None
 
+    def strict(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        what = unpack(layout, values)[2]
+        at = image.section_at(what.replacement)
+        if at is None or at.name == ".text":
+            return Reason("entry-outside-image", f"the replacement at {what.replacement:#x} is no replacement's place")
+        return check(layout, values)
+
     def make(table: Table, layout: Layout, entry: Entry) -> Site:
         address, length, what = unpack(layout, entry.values)
         op = feature_name(what.feature, version)
@@ -62,7 +69,7 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
             e[1] == 0 and e[2].replacement_length == 0 for e in (unpack(layout, x.values) for x in entries)
         )
 
-    return scan_family(image, FAMILY, check, make, layout, sealed)
+    return scan_family(image, FAMILY, check, make, layout, sealed, strict)
 
 
 def unpack(layout: Layout, values: tuple[int, ...]) -> tuple[int, int, Alternative]:

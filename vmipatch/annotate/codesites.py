@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vmipatch.annotate.hidden import CodeBytes
-from vmipatch.annotate.site import Detail, Finding, Site, TableInfo
-from vmipatch.annotate.tables import MOST_FINDINGS, FamilyScan, Table, find_tables, load_format
+from vmipatch import facts
+from vmipatch.annotate import bycontent
+from vmipatch.annotate.hidden import OUTSIDE, CodeBytes
+from vmipatch.annotate.site import Detail, Finding, Site, TableInfo, Thunk
+from vmipatch.annotate.tables import MOST_FINDINGS, FamilyScan, Layout, Reason, Table, find_tables, load_format
 from vmipatch.image import Image
 
 SAMPLE = 64
@@ -103,6 +105,35 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
             text = f"fits no layout ({layout.name}): {_wrong(wrong, table, *bad[0], _body(code, bad[0][1])).message}"
             findings.append(Finding("table-layout", "warning", text, table.name, bad[0][0]))
     return tables, [], findings
+
+
+def _locate(image: Image, family: str, code: CodeBytes, read: Read) -> None:
+    """Look for the table in an image without section headers; of branches, by where they must go."""
+    symbol = facts.load("tables", family).get("target")
+    target = image.symbols.lookup(symbol) if symbol else None
+    if symbol and target is None:
+        return
+    wants_register = "array" in facts.load("tables", family)
+
+    def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        body = _body(code, values[0])
+        return None if body and read(body, values[0]) else OUTSIDE
+
+    def strict(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        body = _body(code, values[0])
+        found = read(body, values[0]) if body else None
+        if found is None:
+            return OUTSIDE
+        detail = found[2]
+        if isinstance(detail, Thunk):
+            if target is not None and detail.target != target:
+                return OUTSIDE
+            if wants_register and detail.register is None:
+                return OUTSIDE
+        return None
+
+    # A branch of any kind is no evidence: where a table must be of one kind, it is followed as strictly.
+    bycontent.locate(image, family, strict if target is not None or wants_register else check, strict)
 
 
 def addresses(table: Table, bits: int, step: int = 1) -> list[tuple[int, int]]:

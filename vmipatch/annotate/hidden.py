@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from vmipatch import facts
-from vmipatch.annotate.tables import Layout, Table, find_tables, load_format
-from vmipatch.image import Image
+from vmipatch.annotate.tables import Layout, Reason, Table, find_tables, load_format
+from vmipatch.image import Image, Section
+from vmipatch.image.model import SHF_ALLOC, SHT_PROGBITS
 
 IN_A_ROW = 6
 """Entries that must make sense one after the other before a run is followed."""
 
 STEP = 64
 """Entries between two samples: a table of twice as many cannot be missed."""
+
+OUTSIDE = Reason("entry-outside-image", "names no code of the image")
 
 Valid = Callable[[int, bytes, int], bool]
 """Whether the entry at a virtual address makes sense, given a section's bytes and the entry's offset in them."""
@@ -99,19 +102,40 @@ def find(image: Image, family: str, validator: Callable[[Layout], Valid]) -> lis
         return result
     spec = facts.load("tables", family)
     names = spec.get("hidden", ())
-    for name in names:
-        section = image.section(name)
-        if section is None or not section.file_size:
+    places = [s for name in names if (s := image.section(name)) is not None]
+    if image.reconstructed:
+        # What the linker put where is not known either.
+        places = [s for s in image.sections if unknown(s)]
+    longest: Found | None = None
+    for section in places:
+        if not section.file_size:
             continue
-        data = bytes(image.data[section.offset : section.offset + section.file_size])
+        # A made-up section begins where the last one ended, aligned or not.
+        skip = -section.address % (image.bits // 8) if image.reconstructed else 0
+        data = bytes(image.data[section.offset + skip : section.offset + section.file_size])
         for layout in layouts:
-            run = _search(section.address, data, layout, spec.get("align", image.bits // 8), validator(layout))
-            if run is not None:
-                start, count = run
-                at = start - section.address
-                table = Table(name, start, data[at : at + count * layout.size])
-                return [Found(table, layout, f"by content: {count} entries in a row, {spec['evidence']}")]
-    return []
+            run = search(section.address + skip, data, layout, spec.get("align", image.bits // 8), validator(layout))
+            if run is None:
+                continue
+            start, count = run
+            at = start - section.address - skip
+            table = Table(section.name, start, data[at : at + count * layout.size])
+            found = Found(table, layout, f"by content: {count} entries in a row, {spec['evidence']}")
+            if not image.reconstructed:
+                return [found]
+            if longest is None or len(table.data) > len(longest.table.data):
+                longest = found
+    if longest is None:
+        return []
+    # The next family that is looked for shall not take these entries for its own.
+    name = form.sections[0]
+    image.add_section(Section(name, longest.table.address, 0, len(longest.table.data), SHF_ALLOC, SHT_PROGBITS))
+    return [longest._replace(table=Table(name, longest.table.address, longest.table.data))]
+
+
+def unknown(section: Section) -> bool:
+    """Of an image without section headers: whether nobody knows what a made-up section holds."""
+    return bool(section.file_size) and (section.is_data or section.name.startswith(".rodata"))
 
 
 def _share(table: Table, layout: Layout, valid: Valid) -> float:
@@ -123,12 +147,25 @@ def _share(table: Table, layout: Layout, valid: Valid) -> float:
     return sum(valid(table.address + i * layout.size, table.data, i * layout.size) for i in tried) / len(tried)
 
 
-def _search(start: int, data: bytes, layout: Layout, align: int, valid: Valid) -> tuple[int, int] | None:
-    """The longest run of entries: its virtual address and how many they are."""
+def search(
+    start: int,
+    data: bytes,
+    layout: Layout,
+    align: int,
+    valid: Valid,
+    follows: Valid | None = None,
+    *,
+    step: int = STEP,
+) -> tuple[int, int] | None:
+    """The longest run of entries: its virtual address and how many they are.
+
+    ``valid`` must hold of several in a row; the run is followed as far as ``follows`` does (the same, if not given).
+    """
     size = layout.size
+    follows = follows or valid
     best: tuple[int, int] | None = None
     done = 0
-    for sample in range(0, len(data) - size * IN_A_ROW, size * STEP):
+    for sample in range(0, len(data) - size * IN_A_ROW, size * step):
         for shift in range(0, size, align):
             at = sample + shift
             # Nearly all fail at once: the first entry alone is asked first.
@@ -137,10 +174,10 @@ def _search(start: int, data: bytes, layout: Layout, align: int, valid: Valid) -
             if not all(valid(start + at + i * size, data, at + i * size) for i in range(1, IN_A_ROW)):
                 continue
             first = at
-            while first >= size and valid(start + first - size, data, first - size):
+            while first >= size and follows(start + first - size, data, first - size):
                 first -= size
             last = at
-            while last + size <= len(data) and valid(start + last, data, last):
+            while last + size <= len(data) and follows(start + last, data, last):
                 last += size
             done = last
             count = (last - first) // size

@@ -13,6 +13,8 @@ FAMILY = "smp_locks"
 PREFIXES = frozenset((0xF0, 0x3E, 0x90))
 """LOCK; what 2.6.32 and later put there on one CPU; what earlier kernels put there."""
 
+_LOCK = 0xF0
+
 BEFORE_LOCK = frozenset((0x66, 0xF2, 0xF3))
 """Prefixes that the assembler may put before LOCK: the entry then names those (seen in a real 6.12), and no kernel
 changes them."""
@@ -37,13 +39,18 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
             return None
         return Reason("lock-no-prefix", f"names {address:#x}, which holds {found:02x} and not a LOCK prefix")
 
+    def strict(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        if data[offset_of(values[0])] != _LOCK:
+            return Reason("lock-no-prefix", f"names {values[0]:#x}, which holds no LOCK prefix")
+        return None
+
     def make(table: Table, layout: Layout, entry: Entry) -> Site | None:
         (address,) = entry.values
         if not address:
             return None
         return Site(FAMILY, address, 1, "lock", code.section, table.name, entry.address, detail)
 
-    tables, sites, findings = scan_family(image, FAMILY, check, make, layout)
+    tables, sites, findings = scan_family(image, FAMILY, check, make, layout, strict=strict)
     full = {s.table for s in sites} | {f.section for f in findings}
     tables = [t if t.section in full or not t.count else replace(t, sealed=True) for t in tables]
     return tables, sites, findings

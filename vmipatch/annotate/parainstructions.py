@@ -60,6 +60,12 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
             return Reason("site-not-instructions", f"{length} bytes at {address:#x} are no whole instructions")
         return None
 
+    def strict(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        reason = check(layout, values)
+        if reason is None and operand(image.read(values[0], values[2]), values[0], bits) is None:
+            return Reason("site-not-instructions", f"no call through memory at {values[0]:#x}")
+        return reason
+
     def make(table: Table, layout: Layout, entry: Entry) -> Site:
         nonlocal slots
         address, kind, length = entry.values[:3]
@@ -79,4 +85,4 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         names_itself = all(e.values[0] == entries[0].address for e in entries)
         return bool(entries) and (names_itself or all(e.values[2] == 0 for e in entries))
 
-    return scan_family(image, FAMILY, check, make, layout, sealed)
+    return scan_family(image, FAMILY, check, make, layout, sealed, strict)

@@ -198,13 +198,25 @@ FamilyScan = tuple[list[TableInfo], list[Site], list[Finding]]
 
 
 def scan_family(
-    image: Image, family: str, check: Check, make: Make, override: str | None, sealed: Sealed | None = None
+    image: Image,
+    family: str,
+    check: Check,
+    make: Make,
+    override: str | None,
+    sealed: Sealed | None = None,
+    strict: Check | None = None,
 ) -> FamilyScan:
     """All of a family's tables: a site for each entry that makes sense, a finding for each that does not.
+
+    By ``strict`` a table is looked for in an image that has no section headers (vmipatch.annotate.bycontent).
 
     ``make`` may answer None for an entry that is padding; ``sealed`` says whether
     entries that make no sense were emptied by a patch that sealed the image.
     """
+    if strict is not None:
+        from vmipatch.annotate import bycontent  # which stands on this module
+
+        bycontent.locate(image, family, check, strict)
     form = load_format(family)
     safe = guarded(check)
     tables: list[TableInfo] = []

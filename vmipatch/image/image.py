@@ -12,7 +12,7 @@ from mmap import mmap
 from os import PathLike
 
 from vmipatch.errors import AddressError, ImageError
-from vmipatch.image import banner, kaslr, kind, origins, pageoffset
+from vmipatch.image import banner, kaslr, kind, origins, pageoffset, reconstruct
 from vmipatch.image.bzimage import Payload
 from vmipatch.image.kaslr import Relocations
 from vmipatch.image.model import AddressMap, Section, SectionMap, Segment, no_bytes
@@ -36,7 +36,10 @@ class Image:
                     payload) or the raw memory; offsets count here;
     ``elf_size``    the length of the ELF file in ``data``, 0 if it is none;
     ``entry``       the ELF file's entry point, 0 if there is none;
-    ``undefined``   the symbols that a module wants from elsewhere.
+    ``undefined``   the symbols that a module wants from elsewhere;
+    ``reconstructed`` the file has no section headers: :attr:`sections` are made
+                    up from symbols and, where tables were looked for, from content;
+    ``searched``    the families of tables that were looked for by content.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Image:
         entry: int = 0,
         linked: Linked | None = None,
         system_map: str | PathLike[str] | None = None,
+        reconstructed: bool = False,
     ) -> None:
         self.path = path
         self.container = container
@@ -67,6 +71,8 @@ class Image:
         self.elf_size = elf_size
         self.entry = entry
         self.undefined = linked.undefined if linked else ()
+        self.reconstructed = reconstructed
+        self.searched: set[str] = set()
         self._file = file
         self._linked = linked
         self._memory: bytes | bytearray | mmap = linked.memory if linked else data
@@ -80,6 +86,12 @@ class Image:
     @cached_property
     def _by_name(self) -> dict[str, Section]:
         return {s.name: s for s in reversed(self.sections)}
+
+    def add_section(self, section: Section) -> None:
+        """Cut a section that was found by content out of the made-up one that holds it."""
+        self.sections = tuple(reconstruct.add(self.sections, section))
+        for name in ("_by_name", "code_sections", "_section_map"):
+            self.__dict__.pop(name, None)
 
     def section(self, name: str) -> Section | None:
         """The first section of that name."""

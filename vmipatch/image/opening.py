@@ -12,9 +12,9 @@ from mmap import ACCESS_READ, mmap
 from os import PathLike, fspath
 
 from vmipatch.errors import ImageError
-from vmipatch.image import bzimage, decompress, elf, kallsyms, module, pe, raw, symtab
+from vmipatch.image import bundled, bzimage, decompress, elf, kallsyms, module, pe, raw, reconstruct, symtab
 from vmipatch.image.image import Image
-from vmipatch.image.model import without_data
+from vmipatch.image.model import AddressMap, Section, Segment, without_data
 
 StrPath = str | PathLike[str]
 # CONFIG_PHYSICAL_ALIGN of the kernels whose bzImage holds no ELF file (Linux before 2.6.26): they
@@ -83,6 +83,14 @@ def _elf(
     payload: bzimage.Payload | None = None,
 ) -> Image:
     headers = elf.parse(data, name)
+    if headers.type == elf.ET_DYN and payload is None:
+        bundle = bundled.find(data, name, headers)
+        if bundle is not None:
+            segment, found = bundle
+            return Image(
+                path=name, container="raw", bits=headers.bits, data=data, file=file, sections=found,
+                segments=(segment,), compression=compression, system_map=system_map, reconstructed=True,
+            )  # fmt: skip
     sections = without_data(headers.sections, headers.segments)
     code = [s for s in sections if s.exec and s.alloc and s.size]
     if code and not any(s.file_size for s in code):
@@ -101,10 +109,13 @@ def _elf(
         raise ImageError(
             f"an ELF file that is neither a kernel nor a module (e_type {headers.type})", file=name, offset=16
         )
+    reconstructed = not sections and bool(headers.segments)
+    if reconstructed:
+        sections = _made_up(data, headers.bits, headers.segments)
     image = Image(
         path=name, container=container, bits=headers.bits, data=data, file=file, sections=sections,
         segments=headers.segments, compression=compression, payload=payload, elf_size=headers.end,
-        entry=headers.entry, linked=linked, system_map=system_map,
+        entry=headers.entry, linked=linked, system_map=system_map, reconstructed=reconstructed,
     )  # fmt: skip
     if payload is not None and headers.end < len(data) and image.relocations is None:
         raise ImageError(
@@ -112,6 +123,11 @@ def _elf(
             file=name, offset=payload.offset,
         )  # fmt: skip
     return image
+
+
+def _made_up(data: bytes | mmap, bits: int, segments: tuple[Segment, ...]) -> tuple[Section, ...]:
+    place = AddressMap((s.offset, s.address, s.file_size) for s in segments).find
+    return reconstruct.sections(segments, kallsyms.find(data, bits, [(0, len(data))], place))
 
 
 def _unified(name: str, file: mmap, system_map: StrPath | None) -> Image:
