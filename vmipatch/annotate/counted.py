@@ -12,6 +12,10 @@ from vmipatch.annotate.tables import Code, FamilyScan, Layout, Reason, choose, f
 from vmipatch.image import Image
 
 
+# EX_TYPE_* of arch/x86/include/asm/extable_fixup_types.h go to 20 in 6.1.
+_MOST_KINDS = 31
+
+
 def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
     """The tables of a family, no sites."""
     form = load_format(family)
@@ -23,11 +27,13 @@ def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
 
     def fixed(layout: Layout, values: tuple[int, ...]) -> Reason | None:
         instr, fixup = values[:2]
-        # The kind of fixup and its operands, or (to 5.15) the distance of a handler.
-        kind = values[2] if len(values) > 2 else 0
-        if instr == fixup or (kind & 0xFF > 0x1F and kind & 0xFFFF0000 not in (0, 0xFFFF0000)):
+        # The kind of fixup, under a register and a number of any value (5.16 on; a handler's distance before that).
+        kind = values[2] & 0xFF if len(values) > 2 else 0
+        if instr == fixup or kind > _MOST_KINDS:
             return hidden.OUTSIDE
-        return code.executable(instr, 1) or code.executable(fixup, 1)
+        # Unlike the names of an export, which look like this otherwise, a fixup is known code.
+        place = image.section_at(fixup)
+        return code.executable(instr, 1) if place is not None and place.exec else hidden.OUTSIDE
 
     check = bugs.checker(image) if family == bugs.FAMILY else executable
     if family == bugs.FAMILY:
