@@ -100,7 +100,7 @@ def _validator(layout: Layout, bits: int, check: Check, *, ascending: bool) -> h
             return False
         if ascending and at + 2 * size <= len(data):
             after = resolved(start + size, data, at + size)
-            return after[0] > values[0] or safe(layout, after) is not None
+            return after[0] >= values[0] or safe(layout, after) is not None
         return True
 
     return valid

@@ -92,6 +92,8 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
     form = load_format(family)
     layout = form.layouts[0]
     code = CodeBytes(image)
+    if image.reconstructed and layout.relative:
+        _locate(image, family, code, read)
     tables, findings = [], list[Finding]()
     for table in find_tables(image, form):
         entries = len(table.data) // layout.size
@@ -109,11 +111,12 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
 
 def _locate(image: Image, family: str, code: CodeBytes, read: Read) -> None:
     """Look for the table in an image without section headers; of branches, by where they must go."""
-    symbol = facts.load("tables", family).get("target")
-    target = image.symbols.lookup(symbol) if symbol else None
-    if symbol and target is None:
+    spec = facts.load("tables", family)
+    needed = [spec[key] for key in ("target", "needs") if key in spec]
+    if any(image.symbols.lookup(name) is None for name in needed):
         return
-    wants_register = "array" in facts.load("tables", family)
+    target = image.symbols.lookup(spec["target"]) if "target" in spec else None
+    wants_register = "array" in spec
 
     def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
         body = _body(code, values[0])

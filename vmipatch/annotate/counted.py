@@ -11,7 +11,6 @@ from vmipatch.annotate.site import Finding, TableInfo
 from vmipatch.annotate.tables import Code, FamilyScan, Layout, Reason, choose, find_tables, guarded, load_format
 from vmipatch.image import Image
 
-
 # EX_TYPE_* of arch/x86/include/asm/extable_fixup_types.h go to 20 in 6.1.
 _MOST_KINDS = 31
 
@@ -29,7 +28,7 @@ def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
         instr, fixup = values[:2]
         # The kind of fixup, under a register and a number of any value (5.16 on; a handler's distance before that).
         kind = values[2] & 0xFF if len(values) > 2 else 0
-        if instr == fixup or kind > _MOST_KINDS:
+        if kind > _MOST_KINDS:
             return hidden.OUTSIDE
         # Unlike the names of an export, which look like this otherwise, a fixup is known code.
         place = image.section_at(fixup)
