@@ -30,6 +30,7 @@ class KernelMaker:
     text: bytearray = field(default_factory=bytearray)
     replacements: bytearray = field(default_factory=bytearray)
     data: bytearray = field(default_factory=bytearray)
+    rodata: bytes = b""  # behind the banner
     symbols: list[tuple[str, int, str]] = field(default_factory=list)
     tables: list[tuple[str, bytes, int]] = field(default_factory=list)
 
@@ -101,7 +102,7 @@ class KernelMaker:
         elf.section(".text", bytes(self.text) or b"\x90", address=TEXT + high, flags="ax")
         if self.replacements:
             elf.section(".altinstr_replacement", bytes(self.replacements), address=REPLACEMENTS + high, flags="ax")
-        elf.section(".rodata", banner, address=DATA + high - 0x1000, flags="a")
+        elf.section(".rodata", banner + self.rodata, address=DATA + high - 0x1000, flags="a")
         elf.section(".data", bytes(self.data) or bytes(16), address=DATA + high, flags="aw")
         for name, data, address in self.tables:
             elf.section(name, data, address=address, flags="aw")

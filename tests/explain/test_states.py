@@ -12,7 +12,7 @@ from tests.corewriter import core
 from tests.elfwriter import ElfWriter
 from vmipatch.annotate import Site, scan
 from vmipatch.annotate.site import JumpLabel, Lock, RuntimeConst, StaticCall
-from vmipatch.explain import Memory, engine
+from vmipatch.explain import Memory, chosen
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late import LATE, Live, staticcalls
 from vmipatch.explain.running import Running
@@ -227,12 +227,12 @@ def test_the_return_thunk_is_what_the_kernels_variable_says(image: Image, tmp_pa
     ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
     found = scan(image, ["return_sites"])
     dump = running(image, tmp_path, text, bytes(128) + struct.pack("<Q", THUNK))
-    assert engine._return_thunk(image, dump, found, ground) == THUNK
+    assert chosen.return_thunk(image, dump, found, ground) == THUNK
     sites = tuple(Site("return_sites", CALLS + 16 * n, 5, "return", "", "", n, Lock()) for n in range(9))
     text = laid({n: near(0xE9, CALLS + 16 * n, TWO) for n in range(9)})
     ground = Ground(image, TEXT, b"\xc3" * 0x1000, bytes(text))
     dump = running(image, tmp_path, text, bytes(128) + struct.pack("<Q", THUNK))
-    assert engine._return_thunk(image, dump, replace(found, sites=sites), ground) == THUNK
+    assert chosen.return_thunk(image, dump, replace(found, sites=sites), ground) == THUNK
     # Text alone: what they agree on.
     alone = running(image, tmp_path, text, b"")
-    assert engine._return_thunk(image, alone, replace(found, sites=sites), ground) == TWO
+    assert chosen.return_thunk(image, alone, replace(found, sites=sites), ground) == TWO

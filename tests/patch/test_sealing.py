@@ -118,7 +118,7 @@ def test_the_end_of_a_table_becomes_its_beginning(tmp_path: Path) -> None:
         path.write_bytes(kernel.maker.build())
         image = open_image(path)
         rules = next(era for era in eras() if era.name == "linux-6.9")
-        patches = [p for p in empty(image, scan(image), rules) if p.cause.op == "return_sites"]
+        patches = [p for p in empty(image, scan(image), rules.boot) if p.cause.op == "return_sites"]
         assert [(p.address, p.new) for p in patches] == [(at + place, struct.pack("<i", wrapped(value)))]
 
 

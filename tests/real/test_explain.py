@@ -61,12 +61,12 @@ CPUS = ("EPYC-Milan", "Skylake-Client", "Skylake-Server", "Icelake-Server", "max
 CHOSEN = {
     "6.5-686-pae": ("Skylake-Client", "kaslr"),
     "6.12-amd64": ("EPYC-Milan",),
-    "6.12-cloud": ("Skylake-Client", "off", "two"),
+    "6.12-cloud": ("Skylake-Client", "off", "two", "counted-unmoved"),
     "6.18-alpine": ("EPYC-Milan", "Icelake-Server", "two"),
     "7.2-amd64": ("Skylake-Server",),
-    "7.2-cloud": ("EPYC-Milan", "kaslr", "off"),
+    "7.2-cloud": ("EPYC-Milan", "kaslr", "off", "counted"),
     "7.3-amd64": ("EPYC-Milan",),
-    "7.3-cloud": ("Skylake-Client", "Icelake-Server", "max", "two", "off", "tests"),
+    "7.3-cloud": ("Skylake-Client", "Icelake-Server", "max", "two", "off", "tests", "counted-unmoved"),
 }
 
 
@@ -77,6 +77,11 @@ def variants(kernel: str) -> dict[str, Run]:
         boots["kaslr"] = Run(kernel, "Skylake-Client", 1, True, QUICK)
     boots["two"] = Run(kernel, "EPYC-Milan", 2, KERNELS[kernel].movable, QUICK)
     boots["off"] = Run(kernel, "EPYC-Milan", 1, append=f"mitigations=off {QUICK}")
+    if KERNELS[kernel].bits == 64:
+        # Call depth tracking, where the kernel has it (6.2 on).
+        counted = f"retbleed=stuff spectre_v2=retpoline {QUICK}"
+        boots["counted"] = Run(kernel, "Skylake-Server", 1, KERNELS[kernel].movable, counted)
+        boots["counted-unmoved"] = Run(kernel, "Skylake-Server", 1, append=counted)
     boots["tests"] = Run(kernel, "Skylake-Client", 1)
     return boots
 

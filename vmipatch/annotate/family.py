@@ -73,6 +73,8 @@ _ROWS = (
            ("#b39a78", "#8f7b5f"), sealing=Sealing.BOUNDS),
     Family("call_sites", "callsites", Written.AT_BOOT, "Calls that keep the return stack's depth.",
            ("#4f7f9c", "#7fb0cc"), sealing=Sealing.BOUNDS),
+    Family("cfi_sites", "cfi", Written.AT_BOOT, "Checks of indirect calls, as this boot seeds and forms them.",
+           ("#b0473f", "#dd7a70")),
     Family("endbr_seal", "endbr", Written.AT_BOOT, "ENDBR that no indirect branch needs.",
            ("#8a8a1f", "#b5b54a"), sealing=Sealing.BOUNDS),
     Family("mcount", "mcount", Written.AT_RUN_TIME,

@@ -111,12 +111,44 @@ class RuntimeConst(NamedTuple):
     variable: str
 
 
+class Hash(NamedTuple):
+    """The type hash of a function that may be called indirectly (kCFI), as on disk.
+
+    ``register`` is x86's number of the register that the preamble loads it into: 0, or, where the compiler
+    tells how many arguments a function has, that number (7: more than six).  ``function`` is the
+    virtual address of the function's first instruction.
+    """
+
+    value: int
+    register: int
+    function: int
+
+
+class HashCheck(NamedTuple):
+    """A caller's check of such a hash; ``branch`` is the indirect branch behind it: ``call``, ``jmp`` or ``jcc``."""
+
+    value: int
+    branch: str
+
+
 class Place(NamedTuple):
     """An address and nothing more: an ``ENDBR`` or a call that a table names."""
 
 
 Detail = (
-    Paravirt | Alternative | Lock | Vmi | Afterburn | Mcount | JumpLabel | StaticCall | Thunk | RuntimeConst | Place
+    Paravirt
+    | Alternative
+    | Lock
+    | Vmi
+    | Afterburn
+    | Mcount
+    | JumpLabel
+    | StaticCall
+    | Thunk
+    | RuntimeConst
+    | Hash
+    | HashCheck
+    | Place
 )
 
 

@@ -326,6 +326,13 @@ KINDS: Mapping[str, Kind] = _kinds(
         _ENTRY_HELP,
     ),
     Kind(
+        "cfi-no-hash",
+        "CFI entry without a hash",
+        "warning",
+        "An entry of .cfi_sites names bytes that are no preamble with a function's type hash.",
+        _ENTRY_HELP,
+    ),
+    Kind(
         "endbr-none",
         "ENDBR entry without an ENDBR",
         "warning",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.family import AT_RUN_TIME
 from vmipatch.errors import ImageError, UsageError
-from vmipatch.explain import cpudata, fit, probes, runs, thunks, tracing
+from vmipatch.explain import chosen, cpudata, fit, padding, probes, runs, thunks, tracing
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late import LATE, Data, Live, Tally
 from vmipatch.explain.locate import locate
@@ -81,9 +81,13 @@ def explain(
     evidence += how
     if memory.missing:
         warnings.append(f"the dump is cut short: its headers name {memory.missing} bytes more than it has")
-    thunk = _return_thunk(image, running, boot_scan, ground)
-    planned = boot_plan(image, boot_scan, native, kernel=kernel, return_thunk=thunk)
-    boot = Boot(image, rules, rules.nop_table(native.cpu, image.bits), native, thunk)
+    nops = rules.nop_table(native.cpu, image.bits)
+    seen, how = chosen.seen(running, boot_scan, ground, Boot(image, rules, nops, native))
+    evidence += how
+    planned = boot_plan(image, boot_scan, native, kernel=kernel, seen=seen)
+    for page in chosen.altered_pages(running, seen.its):
+        warnings.append(f"the page of thunks at {page:#x} is not as the kernel filled it")
+    boot = Boot(image, rules, nops, native, seen.return_thunk, seen.checks, seen.its)
     layouts = {t.family: t.layout for t in boot_scan.tables if t.layout is not None and not t.sealed}
     whole = Kernel(image, running, boot, running if _has_data(running) else None, layouts)
     lay_plan(ground, planned)
@@ -118,6 +122,7 @@ def finish(kernel: Kernel, ground: Ground, boot_sites: Sequence[Site]) -> Compar
     if next(ground.differences(), None) is not None:
         inside = _inside(ground, boot_sites)
         thunks.prove(ground, kernel.running, [s for s in inside if s.family == "retpoline_sites"])
+        padding.prove(ground, kernel.boot, kernel.running.slide)
         jumps = bool(kernel.boot.rules.section("mcount").get("jumps"))
         proved += tracing.prove(ground, kernel.running, here["mcount"], jumps=jumps)
         proved += probes.prove(ground, kernel.running)
@@ -172,13 +177,6 @@ def _machine(
         ]
     best, share = fit.features(image, ground, found, rules, cpus, kernel)
     return Native(best, cpus), [f"features: best fit to the text, {share}", *said]
-
-
-def _return_thunk(image: Image, running: Running, found: Scan, ground: Ground) -> int | None:
-    """What returns were made of: ``x86_return_thunk`` where the dump has it, else what most of them jump to."""
-    address = image.symbols.lookup("x86_return_thunk")
-    thunk = running.pointer(address) if address is not None else None
-    return thunk or fit.return_thunk(ground, found)
 
 
 def lay_plan(ground: Ground, planned: Plan) -> None:

@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import replace
 
 from vmipatch.annotate import Scan, Site
+from vmipatch.annotate.family import AT_BOOT
 from vmipatch.annotate.site import Alternative
 from vmipatch.explain.ground import Ground
 from vmipatch.image import Image
 from vmipatch.isa import branch
 from vmipatch.patch.cpu import Cpu
-from vmipatch.patch.planner import boot_plan
+from vmipatch.patch.passes import retpolines
+from vmipatch.patch.planner import Seen, boot_plan
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.target import Native
 
@@ -57,8 +59,7 @@ def features(
         fixed[_bit(rules, "RETHUNK")] = jumps * 4 > len(returns)
     kept = _inside(ground, found, "retpoline_sites")
     if kept:
-        same = sum(ground.is_found(s.address, ground.disk[s.address - ground.base : s.end - ground.base]) for s in kept)
-        fixed[_bit(rules, "RETPOLINE")] = same * 2 > len(kept)
+        fixed[_bit(rules, "RETPOLINE")] = sum(_is_retpoline(ground, s) for s in kept) * 2 > len(kept)
     fixed[_bit(rules, "ALWAYS")] = True
     words |= fixed
     thunk = return_thunk(ground, found)
@@ -74,7 +75,9 @@ def features(
         near = {id(s) for group in some for s in _touched(group, others, starts)}
         sites = tuple(s for s in found.sites if id(s) in members or id(s) in near)
         native = Native(_with(empty, choice), count)
-        planned = boot_plan(image, replace(found, sites=sites), native, kernel=kernel, return_thunk=thunk)
+        # The tables of other families say nothing here: they count as read.
+        part = replace(found, sites=sites, families=AT_BOOT)
+        planned = boot_plan(image, part, native, kernel=kernel, seen=Seen(thunk))
         laid: dict[int, int] = {}
         for patch in planned.patches:
             for i, byte in enumerate(patch.new):
@@ -114,6 +117,17 @@ def _bit(rules: Rules, feature: str) -> int:
     number = rules.bit(feature)
     assert number is not None
     return number
+
+
+def _is_retpoline(ground: Ground, site: Site) -> bool:
+    """Whether a site goes to its thunk as on disk, or to one where calls are counted."""
+    at, length = site.address - ground.base, site.length
+    now, disk = ground.found[at : at + length], ground.disk[at : at + length]
+    if now == disk or now[:-4] != disk[:-4]:
+        return now == disk
+    target = site.end + int.from_bytes(now[-4:], "little", signed=True)
+    starts = (ground.image.symbols.lookup(name) for name in retpolines.COUNTED.values())
+    return any(start is not None and start <= target < start + 16 * retpolines.STRIDE for start in starts)
 
 
 def _with(cpu: Cpu, choice: dict[int, bool]) -> Cpu:

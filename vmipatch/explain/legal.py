@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from vmipatch.annotate import Site, scan
@@ -22,7 +22,7 @@ from vmipatch.explain.late import LATE, State
 from vmipatch.image import Image
 from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.evidence import rules_for
-from vmipatch.patch.passes import PASSES, Boot, Choice
+from vmipatch.patch.passes import PASSES, Boot, Choice, callthunks
 from vmipatch.patch.passes.returns import ITS
 from vmipatch.patch.planner import refuse_findings
 from vmipatch.patch.rules import Rules
@@ -31,6 +31,9 @@ from vmipatch.patch.text import Text
 
 MOST_COMBINED = 4096
 """Boots of one group of sites that are tried; real groups have some hundreds at most."""
+
+_SEEDS = (0xFFFFFFFF, 0x01010101, 0x10101010, 0xA5A5A5A5)
+"""Seeds that between them change every byte of a hash and of its negative."""
 
 MANY_CPUS = 2
 """Stands for more than one."""
@@ -81,11 +84,11 @@ def legal(image: Image, *, kernel: tuple[int, ...] | None = None) -> Iterator[Le
     more = [family for family in rules.boot if family not in EVIDENCE]
     others = scan(image, more)
     refuse_findings(image, others)
-    sites = (*evidence.sites, *others.sites)
+    boot = Boot(image, rules, rules.nop_tables(image.bits)[0])
+    sites = (*evidence.sites, *others.sites, *callthunks.paddings(boot))
     maker = _Boots(image, rules, sites)
     for group in _groups(s for s in sites if text.address <= s.address and s.end <= text.end):
         yield maker.group(group)
-    boot = Boot(image, rules, rules.nop_tables(image.bits)[0])
     for site in late.sites:
         if text.address <= site.address and site.end <= text.end:
             listed, patterns = LATE[site.family].states(site, boot)
@@ -115,21 +118,35 @@ class _Boots:
             if isinstance(site.detail, Alternative):
                 members += self._within(site.detail.replacement, site.detail.replacement_length)
         members = list(dict.fromkeys(members))
-        here = {family: [s for s in members if s.family == family] for family in self.rules.boot}
+        here = {
+            family: [s for s in members if s.family in (family, *PASSES[family].also(self.rules))]
+            for family in self.rules.boot
+        }
         here = {family: sites for family, sites in here.items() if sites}
         dimensions: list[list[Choice]] = []
         for family, sites in here.items():
             for choices in PASSES[family].choices(self.image, sites, self.rules):
                 if choices not in dimensions:
                     dimensions.append(choices)
-        found: dict[bytes, str] = {self.image.read(start, end - start): "on disk"}
+        found: dict[tuple[bytes, tuple[int, ...]], str] = {(self.image.read(start, end - start), ()): "on disk"}
         for combined in _combinations(dimensions):
-            code = self._run(here, self._boot(combined), start, end)
+            boot = self._boot(combined)
+            code = self._run(here, boot, start, end)
             says = ", ".join(c.says for c in combined if c.says)
-            found.setdefault(code, says or ", ".join(sorted({s.op for s in group})))
+            free = self._free(here, boot, code, start) if boot.checks is not None else ()
+            found.setdefault((code, free), says or ", ".join(sorted({s.op for s in group})))
         patterns = ("its-thunk",) if "retpoline_sites" in here and self.its else ()
-        listed = tuple(State(code, cause) for code, cause in found.items())
+        listed = tuple(State(code, cause, free) for (code, free), cause in found.items())
         return Legal(start, end - start, tuple(sorted({s.family for s in group})), listed, patterns)
+
+    def _free(self, here: dict[str, list[Site]], boot: Boot, code: bytes, start: int) -> tuple[int, ...]:
+        """The offsets of bytes that depend on the seed of a boot: any value may stand there."""
+        assert boot.checks is not None
+        found: set[int] = set()
+        for seed in _SEEDS:
+            other = self._run(here, replace(boot, checks=boot.checks._replace(seed=seed)), start, start + len(code))
+            found |= {i for i, (a, b) in enumerate(zip(code, other, strict=True)) if a != b}
+        return tuple(sorted(found))
 
     def _within(self, start: int, length: int) -> list[Site]:
         """Sites inside a replacement: earlier passes patch them, and it is copied as they leave it."""
@@ -138,7 +155,7 @@ class _Boots:
 
     def _boot(self, choices: Iterable[Choice]) -> Boot:
         words = [0] * self.words
-        cpus, thunk = MANY_CPUS, None
+        cpus, thunk, checks = MANY_CPUS, None, None
         nops = self.rules.nop_tables(self.image.bits)[0]
         for choice in choices:
             for feature, on in choice.features:
@@ -148,7 +165,9 @@ class _Boots:
             cpus = choice.cpus or cpus
             nops = choice.nops or nops
             thunk = choice.return_thunk or thunk
-        return Boot(self.image, self.rules, nops, Native(Cpu("any", None, None, None, None, tuple(words)), cpus), thunk)
+            checks = choice.checks or checks
+        native = Native(Cpu("any", None, None, None, None, tuple(words)), cpus)
+        return Boot(self.image, self.rules, nops, native, thunk, checks)
 
     def _run(self, here: dict[str, list[Site]], boot: Boot, start: int, end: int) -> bytes:
         text = Text(self.image)
@@ -191,7 +210,7 @@ def _groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
 def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str | None:
     """The cause under which ``code`` may stand at an entry, or None; patterns by their opcode and domain."""
     for state in entry.states:
-        if state.code == code:
+        if len(code) == len(state.code) and _masked(state.code, state.free) == _masked(code, state.free):
             return state.cause
     for pattern in entry.patterns:
         if pattern == "static-call" and code[:1] in (b"\xe8", b"\xe9"):
@@ -203,6 +222,10 @@ def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str 
         if pattern == "ftrace-call" and code[:1] == b"\xe8":
             return pattern
     return None
+
+
+def _masked(code: bytes, free: Sequence[int]) -> bytes:
+    return bytes(0 if i in free else byte for i, byte in enumerate(code)) if free else code
 
 
 def summary(entries: Iterable[Legal]) -> Counter[str]:

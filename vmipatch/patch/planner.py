@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from vmipatch.annotate import Scan, Site
 from vmipatch.annotate import scan as read_tables
@@ -12,7 +13,7 @@ from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
 from vmipatch.patch import afterburn, rom, sealing, slide
 from vmipatch.patch.evidence import rules_for
-from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Pass
+from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Checks, Pass, its
 from vmipatch.patch.passes.onrom import ParavirtOnRom
 from vmipatch.patch.patch import Patch, Plan
 from vmipatch.patch.rules import Rules, Version, eras
@@ -24,6 +25,21 @@ LAST_WITH_VMI = (2, 6, 36)
 
 KEEPING = ("altinstructions", "return_sites")
 """The families because of whose sites something must stay as it is on disk, where the tables stay."""
+
+
+class Seen(NamedTuple):
+    """What a dump shows of a boot that nothing else tells.
+
+    ``return_thunk`` is the virtual address, as linked, that ``x86_return_thunk`` holds; ``checks`` how indirect calls
+    are checked; ``its`` the thunks against Indirect Target Selection, by a way to find their pages.
+    """
+
+    return_thunk: int | None = None
+    checks: Checks | None = None
+    its: its.Thunks | None = None
+
+
+NOTHING = Seen()
 
 
 def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, seal: bool = False) -> Plan:
@@ -49,15 +65,12 @@ def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = N
     return _planned(image, scan, target, kernel, whole=False, kept=homeless) if homeless else planned
 
 
-def boot_plan(
-    image: Image, scan: Scan, native: Native, *, kernel: Version | None = None, return_thunk: int | None = None
-) -> Plan:
+def boot_plan(image: Image, scan: Scan, native: Native, *, kernel: Version | None = None, seen: Seen = NOTHING) -> Plan:
     """The text that the kernel leaves after its boot: all its passes, whatever may be written into an image.
 
-    ``return_thunk`` is the virtual address, as linked, that ``x86_return_thunk`` holds, where that is known.
-    Raises as :func:`plan` does.
+    ``seen`` is what is known of that boot.  Raises as :func:`plan` does.
     """
-    return _planned(image, scan, native, kernel, whole=True, return_thunk=return_thunk)
+    return _planned(image, scan, native, kernel, whole=True, seen=seen)
 
 
 def _planned(
@@ -68,7 +81,7 @@ def _planned(
     *,
     whole: bool,
     kept: frozenset[int] = frozenset(),
-    return_thunk: int | None = None,
+    seen: Seen = NOTHING,
 ) -> Plan:
     refuse_findings(image, scan)
     text = Text(image)
@@ -98,7 +111,7 @@ def _planned(
             f"this kernel pads with nops chosen by the CPU's vendor, family and model, which feature words "
             f"do not say: the {nops.name} table is assumed (name them in the features file, or use --cpu)"
         )
-    boot = Boot(image, rules, nops, native, return_thunk)
+    boot = Boot(image, rules, nops, native, seen.return_thunk, seen.checks, seen.its or its.Thunks.of(image))
     order = rules.boot if whole else rules.passes
     if not whole:
         kept = kept.union(*(passes[family].kept(_sites(image, scan, family)) for family in KEEPING))
@@ -113,9 +126,11 @@ def _planned(
             continue
         sites = _sites(image, scan, family)
         looked_at[family] = tuple(sites)
+        for other in one.also(rules):
+            sites = sites + _sites(image, scan, other)
         if kept:
             sites = [s for s in sites if s.address not in kept]
-            left[family] = len(looked_at[family]) - len(sites)
+            left[family] = sum(s.address in kept for s in looked_at[family])
         patches += one.patches(text, sites, boot)
     left = {family: count for family, count in left.items() if count}
     return Plan(tuple(patches), tuple(warnings), rules.name, nops.name, looked_at, left)
@@ -151,9 +166,11 @@ def _sealed(image: Image, scan: Scan, planned: Plan, target: Target) -> Plan:
     else:
         warnings.append("sealed for this CPU's features: on a CPU that lacks one of them the kernel may fault")
     rules = next((era for era in eras() if era.name == planned.rules), None)
+    # A table that the kernel does not walk on this target needs no emptying.
+    walked = [f for f in rules.boot if f in planned.sites or not PASSES[f].silent] if rules is not None else []
     return replace(
         planned,
-        patches=planned.patches + tuple(sealing.plan(image, scan, rules, on_rom=isinstance(target, OnRom))),
+        patches=planned.patches + tuple(sealing.plan(image, scan, walked, on_rom=isinstance(target, OnRom))),
         warnings=tuple(warnings),
     )
 

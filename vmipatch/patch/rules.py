@@ -108,6 +108,7 @@ _WORDS: Mapping[str, frozenset[str] | None] = {
     "returns": frozenset(("thunks",)),
     "endbr": frozenset(("poison",)),
     "mcount": frozenset(("jumps",)),
+    "callthunks": frozenset(("most", "templates", "skip", "skip_ranges")),
     "locks": frozenset(("byte", "bounds")),
     "paravirt": frozenset((
         "mode", "default", "clobbers", "null", "nop", "identity32", "identity64", "jump",

@@ -15,7 +15,7 @@ instructions that it did not expect.  There the code that walks the table is tol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vmipatch import facts
 from vmipatch.annotate import Scan, TableInfo
@@ -25,7 +25,6 @@ from vmipatch.errors import PatchError
 from vmipatch.image import Image
 from vmipatch.isa import branch
 from vmipatch.patch.patch import Cause, Patch
-from vmipatch.patch.rules import Rules
 
 _LONGEST = 4096
 """Bytes of a function that walks tables: it is a list of calls."""
@@ -38,10 +37,11 @@ FIRST_WITH_WORDS = (2, 6, 22)
 """Linux 2.6.22 made an op's type its word in struct paravirt_ops; the seven types before it have numbers."""
 
 
-def plan(image: Image, scan: Scan, rules: Rules | None, *, on_rom: bool = False) -> Iterator[Patch]:
+def plan(image: Image, scan: Scan, walked: Iterable[str], *, on_rom: bool = False) -> Iterator[Patch]:
     """What empties the tables of all passes of the boot; ``on_rom``: for a kernel that will run on a VMI ROM.
 
-    ``rules`` are None where the kernel has no patcher.  Raises :class:`PatchError` for a table that cannot be emptied.
+    ``walked`` are the families whose tables the kernel walks when it boots.  Raises :class:`PatchError` for a table
+    that cannot be emptied.
     """
     nobodys: int | None = None
     if on_rom:
@@ -55,7 +55,7 @@ def plan(image: Image, scan: Scan, rules: Rules | None, *, on_rom: bool = False)
         for table in find_tables(image, form):
             if table.address == info.address:
                 yield from _table(info, layout, table, nobodys)
-    for family in rules.boot if rules is not None else ():
+    for family in walked:
         if FAMILIES[family].sealing is Sealing.BOUNDS:
             for table in find_tables(image, load_format(family)):
                 yield _bounds(image, family, table)

@@ -58,8 +58,10 @@ def moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[
                 patch.old[i - start] != patch.new[i - start] for i in range(max(at, start), min(at + width, end))
             ):
                 present.discard(at)
-        if patch.source is not None and isinstance(patch.site.detail, Alternative):
-            for i in range(patch.site.detail.replacement_length - width + 1):
+        if patch.source is not None:
+            detail = patch.site.detail
+            size = detail.replacement_length if isinstance(detail, Alternative) else len(patch.new)
+            for i in range(size - width + 1):
                 if patch.source + i in started:
                     present.add(start + i)
     return started - present, present - started

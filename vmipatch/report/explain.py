@@ -92,7 +92,10 @@ def legal_document(image: Image, entries: Iterable[Legal]) -> dict[str, Any]:
                 **addressed("address", x.address),
                 "length": x.length,
                 "families": list(x.families),
-                "states": [{"bytes": s.code.hex(), "cause": s.cause} for s in x.states],
+                "states": [
+                    {"bytes": s.code.hex(), "cause": s.cause} | ({"free": list(s.free)} if s.free else {})
+                    for s in x.states
+                ],
                 "patterns": list(x.patterns),
             }
             for x in entries

@@ -37,10 +37,11 @@ class Live:
 
 
 class State(NamedTuple):
-    """One byte string that a site may hold, and when."""
+    """One byte string that a site may hold, and when; bytes at the offsets ``free`` may have any value there."""
 
     code: bytes
     cause: str
+    free: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

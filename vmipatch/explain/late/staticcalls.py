@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmipatch.annotate import Site
@@ -14,7 +14,7 @@ from vmipatch.explain.late.contract import Data, LateFamily, Live, State, Tally,
 from vmipatch.image import Image
 from vmipatch.isa import branch
 from vmipatch.patch import evidence
-from vmipatch.patch.passes import Boot, returns
+from vmipatch.patch.passes import Boot, callthunks, returns
 
 _NEAR = 40
 """Bytes around a trampoline's address in the code that updates it, in which its key's address stands."""
@@ -33,6 +33,7 @@ class CallForms:
 
     ``inline`` has by a function's virtual address what its calls become.  ``forced`` is true where the kernel
     writes all sites, but no trampolines, once more after it has chosen its return thunk (``static_call_force_reinit``).
+    ``enters`` gives the padding that a call of a function goes to, where calls are counted, else None.
     """
 
     bits: int
@@ -43,6 +44,7 @@ class CallForms:
     its: int | None
     forced: bool = False
     conditional: int | None = None
+    enters: Callable[[int], int | None] = lambda function: None
 
     def of(self, site: Site, function: int, now: bytes, before: bytes) -> bytes:
         """The bytes of a site whose key holds ``function`` (0 for none).
@@ -62,6 +64,12 @@ class CallForms:
             return now if early else late
         if len(before) == JCC_LENGTH:
             return self._conditional(site, function, before)
+        if not detail.tail and (padding := self.enters(function)) is not None:
+            # __static_call_transform leads the call away before it looks for functions that it writes out.  Calls that
+            # were written before calls are counted stay as they were, unless all are written once more.
+            first = branch.near(branch.CALL, site.address, function, self.bits)
+            last = branch.near(branch.CALL, site.address, padding, self.bits)
+            return now if not self.forced and now in (first, *self.inline.get(function, ())) else last
         if not detail.tail and (forms := self.inline.get(function)):
             return now if now in forms else forms[0]
         opcode = branch.JMP if detail.tail else branch.CALL
@@ -74,6 +82,11 @@ class CallForms:
 
 def call_forms(boot: Boot) -> CallForms:
     """How a kernel writes static calls after this boot."""
+    counted = callthunks.thunks_of(boot)
+
+    def enters(function: int) -> int | None:
+        return counted.entry(boot.image, function) if counted is not None else None
+
     inline: dict[int, tuple[bytes, ...]] = {}
     for row in evidence.call_forms(boot.image):
         if (function := boot.lookup(row["function"])) is not None:
@@ -82,6 +95,7 @@ def call_forms(boot: Boot) -> CallForms:
         boot.image.bits, five_byte_nop(boot.nops), boot.lookup(_RETURN0), inline,
         returns.thunk_of(boot), boot.lookup(returns.ITS),
         boot.lookup("static_call_force_reinit") is not None, boot.lookup(_CONDITIONAL_RETURN),
+        enters,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from vmipatch.explain.modules.view import View
 from vmipatch.image import Image
 from vmipatch.patch.passes import Boot
 from vmipatch.patch.patch import Plan
-from vmipatch.patch.planner import boot_plan, refuse_findings
+from vmipatch.patch.planner import Seen, boot_plan, refuse_findings
 
 _TEXT, _LOCKS = ".text", "smp_locks"
 
@@ -188,7 +188,9 @@ class _Work:
         if any(r.kind == "core" for r in placed.text):
             read = replace(read, sites=tuple(s for s in read.sites if s.family != _LOCKS or s.section == _TEXT))
         assert boot.native is not None
-        planned = boot_plan(image, read, boot.native, kernel=boot.rules.since, return_thunk=boot.return_thunk)
+        planned = boot_plan(
+            image, read, boot.native, kernel=boot.rules.since, seen=Seen(boot.return_thunk, boot.checks)
+        )
         sites = [s for family in boot.rules.boot for s in planned.sites.get(family) or read.of(family)]
         whole = engine.Kernel(image, running, boot, running)
         total = 0
@@ -230,7 +232,7 @@ class _Work:
         """The kernel's boot, in running addresses."""
         boot = self._kernel.boot
         thunk = None if boot.return_thunk is None else self.around.moved(boot.return_thunk)
-        return replace(boot, image=image, return_thunk=thunk)
+        return replace(boot, image=image, return_thunk=thunk, core=boot.image, its=None)
 
 
 class _Resolver:

@@ -14,6 +14,7 @@ from vmipatch.annotate import Site
 from vmipatch.image import Image
 from vmipatch.isa.nops import NopTable
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.passes import its
 from vmipatch.patch.patch import Patch
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.target import Native
@@ -23,13 +24,34 @@ NO_FEATURES = Cpu("any", None, None, None, None, ())
 """Stands for a CPU of which nothing is known."""
 
 
+class Checks(NamedTuple):
+    """How a boot has its indirect calls checked (kCFI and FineIBT).
+
+    ``mode`` is ``off``, ``kcfi`` or ``fineibt``; ``seed`` None where hashes are as on disk.  ``paranoid`` callers
+    check too; ``bhi`` preambles clear arguments, with ``permissive`` (cfi=warn) those of functions of one
+    argument by a call as well.
+    """
+
+    mode: str
+    seed: int | None
+    paranoid: bool = False
+    bhi: bool = False
+    permissive: bool = False
+
+    def __str__(self) -> str:
+        words = [w for w, on in (("paranoid", self.paranoid), (self.mode, True), ("with BHI", self.bhi)) if on]
+        words += ["permissive"] if self.permissive else []
+        return " ".join(words) + (f", seed {self.seed:#010x}" if self.seed is not None else ", hashes as on disk")
+
+
 @dataclass(frozen=True)
 class Boot:
     """One boot of one kernel: what its passes go by.
 
     ``native`` is the CPU and how many of them, None where nothing is known of them.  ``return_thunk`` is the
     virtual address, as linked, that ``x86_return_thunk`` holds when returns are patched, where a dump or its text
-    tells; None leaves it to the CPU's features.
+    tells; None leaves it to the CPU's features.  ``checks`` is None where nothing tells how indirect calls are
+    checked; ``its`` are the thunks against Indirect Target Selection that this boot makes, filled by its passes.
     """
 
     image: Image
@@ -37,6 +59,10 @@ class Boot:
     nops: NopTable
     native: Native | None = None
     return_thunk: int | None = None
+    checks: Checks | None = None
+    its: its.Thunks | None = None
+    core: Image | None = None
+    """The kernel's own image, where ``image`` is a module's."""
 
     @property
     def cpu(self) -> Cpu:
@@ -64,6 +90,7 @@ class Choice(NamedTuple):
     cpus: int | None = None
     nops: NopTable | None = None
     return_thunk: int | None = None
+    checks: Checks | None = None
 
 
 class Pass:
@@ -72,10 +99,16 @@ class Pass:
     family = ""
     needs_cpu = True
     """Whether it can only be run for a CPU that is known."""
+    silent = False
+    """Whether the kernel does not even walk the table where this pass does not apply."""
 
     def applies(self, boot: Boot) -> bool:
         """Whether this boot's pass writes anything at all: sites need not be read where it does not."""
         return True
+
+    def also(self, rules: Rules) -> tuple[str, ...]:
+        """Families whose sites this pass walks behind its own."""
+        return ()
 
     def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
         """Every patch in the order of the kernel, each laid over ``text``; :class:`PatchError` for what cannot be."""

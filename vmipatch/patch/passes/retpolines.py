@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from vmipatch.annotate import Site
 from vmipatch.annotate.site import Thunk
 from vmipatch.image import Image
-from vmipatch.patch.passes import relocate
+from vmipatch.patch.passes import its, relocate
 from vmipatch.patch.passes.alternatives import join_nops
 from vmipatch.patch.passes.contract import Boot, Choice, Pass
 from vmipatch.patch.patch import Cause, Patch
@@ -20,20 +20,28 @@ _CS = b"\x2e"
 _MOST_PREFIXES = 3
 PREFIXES = "prefixes"
 """The word of an era's ``retpolines.form``."""
+COUNTED = {"call": "__x86_indirect_call_thunk_array", "jmp": "__x86_indirect_jump_thunk_array"}
+STRIDE = 32
+"""Bytes from one register's thunk to the next (RETPOLINE_THUNK_SIZE)."""
+CALL_DEPTH = "CALL_DEPTH"
 
 
 class Retpolines(Pass):
-    """One patch for every site that the kernel rewrites; none where the CPU keeps its retpolines."""
+    """One patch for every site that the kernel rewrites; none where the CPU keeps its retpolines as they are."""
 
     family = "retpoline_sites"
 
     def applies(self, boot: Boot) -> bool:
-        """Not where the CPU keeps its retpolines."""
-        return boot.has("RETPOLINE_LFENCE") or not boot.has("RETPOLINE")
+        """Not where the CPU keeps its retpolines, unless calls are counted."""
+        return boot.has("RETPOLINE_LFENCE") or not boot.has("RETPOLINE") or boot.has(CALL_DEPTH)
 
     def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
         """See :class:`Pass`."""
         fence = boot.has("RETPOLINE_LFENCE")
+        if boot.has("RETPOLINE") and not fence:
+            yield from counted(text, sites, boot)
+            return
+        thunks = boot.its if boot.has("INDIRECT_THUNK_ITS") else None
         bits, nops = text.image.bits, boot.nops
         how, form = boot.rules.section("alternatives"), boot.rules.section("retpolines")
         optimise, more = how["optimise"], how.get("nops") == "more"
@@ -41,6 +49,13 @@ class Retpolines(Pass):
         reason = "no retpoline, after LFENCE" if fence else "no retpoline"
         for site in sites:
             old = text.read(site.address, site.length)
+            if old != text.image.read(site.address, site.length):
+                # Paranoid FineIBT has written the branch already.
+                continue
+            if thunks is not None and (to_thunk := _its(site, old, fence, thunks)) is not None:
+                text.write(site.address, to_thunk)
+                yield Patch(site.address, old, to_thunk, Cause(self.family, site.op, "a thunk of its own"), site)
+                continue
             new = direct(site, old, fence=fence, int3=int3, prefixes=prefixes)
             if new is None:
                 continue
@@ -61,6 +76,32 @@ class Retpolines(Pass):
             Choice("no retpoline", ((keep, False), (fence, False))),
             Choice("LFENCE", ((fence, True),)),
         ]]  # fmt: skip
+
+
+def counted(text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
+    """Retpolines that are kept while calls are counted: to thunks that count, or (for jumps) that do not."""
+    arrays = {kind: boot.lookup(name) for kind, name in COUNTED.items()}
+    for site in sites:
+        detail = site.detail
+        assert isinstance(detail, Thunk)
+        array = arrays["call" if site.op.startswith("call") else "jmp"]
+        if detail.register is None or array is None:
+            continue
+        old = text.read(site.address, site.length)
+        new = its.led(old, site.address, array + STRIDE * detail.register)
+        text.write(site.address, new)
+        yield Patch(site.address, old, new, Cause(Retpolines.family, site.op, "a retpoline where calls count"), site)
+
+
+def _its(site: Site, old: bytes, fence: bool, thunks: its.Thunks) -> bytes | None:
+    """The branch to a thunk against Indirect Target Selection; None where the site needs none (``patch_retpoline``)."""
+    detail = site.detail
+    assert isinstance(detail, Thunk)
+    before = (2 if site.op.startswith("jcc") else 0) + (len(_LFENCE) if fence else 0)
+    if detail.register is None or not its.wanted_at(site.address + before, detail.register):
+        return None
+    target = thunks.target(site.address, detail.register)
+    return old if target is None else its.led(old, site.address, target)
 
 
 def direct(site: Site, old: bytes, *, fence: bool, int3: bool, prefixes: bool = False) -> bytes | None:
