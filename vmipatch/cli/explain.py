@@ -22,7 +22,9 @@ def explain(
     modules: Annotated[
         Path | None,
         typer.Option(
-            "--modules", metavar="DIR", help="Files of the kernel's modules; by default what lies beside the image."
+            "--modules",
+            metavar="DIR",
+            help="Files of the kernel's modules; with --memory by default what lies beside the image.",
         ),
     ] = None,
     legal: Annotated[
@@ -47,15 +49,15 @@ def explain(
     from vmipatch.errors import UsageError
     from vmipatch.explain import Memory
     from vmipatch.explain import explain as run
-    from vmipatch.explain.modules import beside, explain_modules
+    from vmipatch.explain.modules import beside, explain_modules, legal_modules
     from vmipatch.image import open_image
     from vmipatch.patch import from_features
     from vmipatch.report import explain as report
 
     if memory is None and legal is None:
         raise UsageError("what is to be explained? Give --memory DUMP (or --legal OUT)")
-    if memory is None and any(x is not None for x in (base, features, sarif, html, modules)):
-        raise UsageError("--base, --features, --modules, --sarif and --html go with --memory")
+    if memory is None and any(x is not None for x in (base, features, sarif, html)):
+        raise UsageError("--base, --features, --sarif and --html go with --memory")
     opened = open_image(image, system_map=system_map)
     if memory is None:
         say_if_newer(opened, kernel)
@@ -64,7 +66,11 @@ def explain(
         from vmipatch.report.jsontext import dumps
         from vmipatch.report.writing import write_text
 
-        write_text(legal, dumps(report.legal_document(opened, legal_set(opened, kernel=parse(kernel)))) + "\n")
+        # With a dump the folder says what is loaded in it.
+        files = modules if memory is None else None
+        of_modules = legal_modules(opened, files, kernel=parse(kernel)) if files is not None else ()
+        document = report.legal_document(opened, legal_set(opened, kernel=parse(kernel)), of_modules)
+        write_text(legal, dumps(document) + "\n")
     if memory is not None:
         cpu = None if features is None else from_features(features)
         dump = Memory(memory, None if base is None else number(base))

@@ -88,8 +88,7 @@ def explain(
     for page in chosen.altered_pages(running, seen.its):
         warnings.append(f"the page of thunks at {page:#x} is not as the kernel filled it")
     boot = Boot(image, rules, nops, native, seen.return_thunk, seen.checks, seen.its)
-    layouts = {t.family: t.layout for t in boot_scan.tables if t.layout is not None and not t.sealed}
-    whole = Kernel(image, running, boot, running if _has_data(running) else None, layouts)
+    whole = Kernel(image, running, boot, running if _has_data(running) else None, layouts_of(boot_scan))
     lay_plan(ground, planned)
     _relocate(image, running.slide, ground, planned)
     boot_sites = [s for family in rules.boot for s in planned.sites.get(family) or boot_scan.of(family)]
@@ -129,6 +128,11 @@ def finish(kernel: Kernel, ground: Ground, boot_sites: Sequence[Site]) -> Compar
     for family, sites in here.items():
         proved += LATE[family].proved(ground, sites, live)
     return Compared(ground, (*boot_sites, *late.sites), tallies, proved)
+
+
+def layouts_of(found: Scan) -> dict[str, str]:
+    """The layouts that evidence found for a kernel's tables, by family."""
+    return {t.family: t.layout for t in found.tables if t.layout is not None and not t.sealed}
 
 
 def text_of(image: Image) -> Section:

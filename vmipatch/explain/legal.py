@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from vmipatch.annotate import Site, scan
+from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.family import AT_RUN_TIME
 from vmipatch.annotate.site import Alternative
 from vmipatch.explain.engine import EVIDENCE, text_of
@@ -77,20 +77,32 @@ def legal(image: Image, *, kernel: tuple[int, ...] | None = None) -> Iterator[Le
     absolute fields moved as well.
     """
     text = text_of(image)
-    evidence, late = scan(image, EVIDENCE), scan(image, AT_RUN_TIME)
-    for each in (evidence, late):
-        refuse_findings(image, each)
-    rules = rules_for(image, evidence, kernel).rules
+    evidence = scan(image, EVIDENCE)
+    refuse_findings(image, evidence)
+    yield from within(image, rules_for(image, evidence, kernel).rules, evidence, [(text.address, text.end)])
+
+
+def within(image: Image, rules: Rules, evidence: Scan, spans: Sequence[tuple[int, int]]) -> Iterator[Legal]:
+    """The legal-patch set of stretches of text, each from a virtual address to another, by the rules of an era.
+
+    ``evidence`` has the sites of :data:`EVIDENCE`.
+    """
+    late = scan(image, AT_RUN_TIME)
+    refuse_findings(image, late)
     more = [family for family in rules.boot if family not in EVIDENCE]
     others = scan(image, more)
     refuse_findings(image, others)
     boot = Boot(image, rules, rules.nop_tables(image.bits)[0])
     sites = (*evidence.sites, *others.sites, *callthunks.paddings(boot))
+
+    def inside(site: Site) -> bool:
+        return any(low <= site.address and site.end <= high for low, high in spans)
+
     maker = _Boots(image, rules, sites)
-    for group in _groups(s for s in sites if text.address <= s.address and s.end <= text.end):
+    for group in _groups(s for s in sites if inside(s)):
         yield maker.group(group)
     for site in late.sites:
-        if text.address <= site.address and site.end <= text.end:
+        if inside(site):
             listed, patterns = LATE[site.family].states(site, boot)
             distinct = {State(image.read(site.address, site.length), "on disk").code: "on disk"}
             for state in listed:
@@ -233,4 +245,4 @@ def summary(entries: Iterable[Legal]) -> Counter[str]:
     return Counter(family for entry in entries for family in entry.families)
 
 
-__all__ = ["ANYWHERE", "DOMAINS", "Legal", "State", "legal", "matches", "summary"]
+__all__ = ["ANYWHERE", "DOMAINS", "Legal", "State", "legal", "matches", "summary", "within"]

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal
+from vmipatch.explain.modules.legal import ModuleLegal
 from vmipatch.explain.modules.result import Modules
 from vmipatch.image import Image
 from vmipatch.report.jsontext import addressed, dumps
-from vmipatch.report.modules import proved, record, table, unexplained
+from vmipatch.report.modules import legal_record, proved, record, table, unexplained
 from vmipatch.report.scan import image_record
 
 SHOWN = 40
@@ -80,7 +81,7 @@ def _hex(code: bytes) -> str:
     return code[:16].hex(" ") + (" …" if len(code) > 16 else "")
 
 
-def legal_document(image: Image, entries: Iterable[Legal]) -> dict[str, Any]:
+def legal_document(image: Image, entries: Iterable[Legal], modules: Iterable[ModuleLegal] = ()) -> dict[str, Any]:
     """The legal-patch set as the file says it (docs/explain.md)."""
     return {
         "schema": "vmipatch.legal/1",
@@ -100,4 +101,5 @@ def legal_document(image: Image, entries: Iterable[Legal]) -> dict[str, Any]:
             }
             for x in entries
         ],
+        "modules": [legal_record(m) for m in modules],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, TextIO
 
 from vmipatch.explain import Proved, Unexplained
+from vmipatch.explain.modules.legal import ModuleLegal
 from vmipatch.explain.modules.result import Area, ModuleExplained, Modules, Note
 from vmipatch.report.jsontext import addressed
 
@@ -80,6 +81,38 @@ def _area(area: Area) -> dict[str, Any]:
 def _note(note: Note) -> dict[str, Any]:
     where = {"address": None, "address_hex": None} if note.address is None else addressed("address", note.address)
     return {"id": note.id, "message": note.message, "finding": note.finding, "module": note.module, **where}
+
+
+def legal_record(found: ModuleLegal) -> dict[str, Any]:
+    """One module of the legal-patch set."""
+    return {
+        "name": found.name,
+        "file": found.file,
+        "build_id": found.build_id,
+        "error": found.error,
+        "bases": [{"kind": kind, **addressed("address", at)} for kind, at in found.bases.items()],
+        "sites": [
+            {
+                "section": s.section,
+                "offset": s.offset,
+                "length": s.length,
+                "families": list(s.families),
+                "states": [
+                    {
+                        "bytes": x.code.hex(),
+                        "cause": x.cause,
+                        "moves": [
+                            {"offset": m.offset, "width": m.width, "plus": list(m.plus), "minus": list(m.minus)}
+                            for m in x.moves
+                        ],
+                    }
+                    for x in s.states
+                ],
+                "patterns": list(s.patterns),
+            }
+            for s in found.sites
+        ],
+    }
 
 
 def table(found: Modules, out: TextIO) -> None:

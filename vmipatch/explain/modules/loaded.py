@@ -272,7 +272,7 @@ class Walk:
         if not rows:
             return ()
         stride = min((b - a for a, b in pairwise(rows)), default=0)
-        if stride <= 0 or stride > 64 * size:
+        if not 5 * size <= stride <= 64 * size:
             stride = 12 * size
         result = []
         for row in rows:
@@ -283,7 +283,7 @@ class Walk:
             name = self._view.text(words[0], _LONGEST_NAME * 2)
             # struct attribute is two words; then bin_attribute's size and its private pointer.
             address = words[3] or words[-1]
-            if name is None or len(words) < 4:
+            if name is None:
                 break
             result.append((name, address))
         return tuple(result)
