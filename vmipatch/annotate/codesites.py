@@ -112,7 +112,7 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
 def _locate(image: Image, family: str, code: CodeBytes, read: Read) -> None:
     """Look for the table in an image without section headers; of branches, by where they must go."""
     spec = facts.load("tables", family)
-    needed = [spec[key] for key in ("target", "needs") if key in spec]
+    needed = [spec[key] for key in ("target", "reader") if key in spec]
     if any(image.symbols.lookup(name) is None for name in needed):
         return
     target = image.symbols.lookup(spec["target"]) if "target" in spec else None

@@ -18,6 +18,8 @@ MOST = 254
 # Where in a site's bytes the operand of its indirect call or jump stands, by how the site begins: registers saved
 # around the call (2.6.20 to 2.6.29, and assembly sites), a segment prefix that keeps the length (2E), or nothing.
 _CALL, _JUMP = b"\xff\x15", b"\xff\x25"
+# More bytes than any call has with all its registers saved around it.
+_LONGEST = 32
 _PUSHES = frozenset((0x50, 0x51, 0x52, 0x53, 0x55, 0x56, 0x57, 0x41))
 
 
@@ -61,10 +63,10 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         return None
 
     def strict(layout: Layout, values: tuple[int, ...]) -> Reason | None:
-        reason = check(layout, values)
-        if reason is None and operand(image.read(values[0], values[2]), values[0], bits) is None:
-            return Reason("site-not-instructions", f"no call through memory at {values[0]:#x}")
-        return reason
+        address, length = values[0], values[2]
+        if not 1 <= length <= _LONGEST or operand(image.read(address, length), address, bits) is None:
+            return Reason("site-not-instructions", f"no call through memory at {address:#x}")
+        return check(layout, values)
 
     def make(table: Table, layout: Layout, entry: Entry) -> Site:
         nonlocal slots

@@ -5,7 +5,10 @@ Imports image and its sisters.
 
 from __future__ import annotations
 
-from vmipatch.annotate.site import Finding
+from collections.abc import Iterable
+
+from vmipatch import facts
+from vmipatch.annotate.site import Finding, TableInfo
 from vmipatch.image import Image
 
 _KINDS = {
@@ -26,3 +29,41 @@ def of_kind(image: Image) -> list[Finding]:
         return []
     id, message = _KINDS[image.kind]
     return [Finding(id, "error", message, "image")]
+
+
+def missing(image: Image, tables: Iterable[TableInfo], families: Iterable[str]) -> list[Finding]:
+    """A finding for each family, of those looked for, whose table must exist and was not found.
+
+    Asked of images without section headers, in which a table can be there and not be seen: one must exist where the
+    function that reads it does, and is more than the stub of a configuration without it (``reader`` in
+    ``specs/tables``).  Without the table nothing can be said of the bytes of its sites; that they changed proves
+    nothing.
+    """
+    if not image.reconstructed or image.kind != "linux":
+        return []
+    found = {t.family for t in tables}
+    result = []
+    for family in families:
+        spec = facts.load("tables", family)
+        reader = spec.get("reader")
+        if family in found or reader is None:
+            continue
+        address = image.symbols.lookup(reader)
+        if address is None or _is_stub(image, address):
+            continue
+        text = f"the kernel has {reader}, which reads this table, and it is found neither by symbols nor by content"
+        result.append(Finding("table-missing", "warning", text, spec["sections"][0], address))
+    if not image.symbols.sources:
+        text = "neither section headers nor symbols: what the bytes are is known only as far as tables tell by content"
+        result.append(Finding("table-missing", "warning", text, "image"))
+    return result
+
+
+def _is_stub(image: Image, address: int) -> bool:
+    """Whether a function does nothing but return: the nearest other symbol is less than its least size away."""
+    named = image.symbols.at(address + _STUB)
+    return named is None or named[1] != _STUB
+
+
+_STUB = 64
+"""Bytes that no empty function has with its padding, and each of the readers has."""

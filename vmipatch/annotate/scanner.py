@@ -42,6 +42,7 @@ def scan(image: Image, families: Iterable[str] | None = None, layouts: Mapping[s
         tables += more[0]
         sites += more[1]
         findings += more[2]
+    findings += presence.missing(image, tables, wanted)
     findings += overlaps(sites)
     return Scan(tuple(tables), tuple(sites), tuple(findings), tuple(read))
 

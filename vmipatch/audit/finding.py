@@ -263,6 +263,13 @@ KINDS: Mapping[str, Kind] = _kinds(
         "Give the kernel of a guest.",
     ),
     Kind(
+        "table-missing",
+        "Table that must be there and is not found",
+        "warning",
+        "The kernel has the code that reads a table, and neither headers, symbols nor content tell where it is.",
+        "Give the image with its section headers: without the table, changes of its sites cannot be told from damage.",
+    ),
+    Kind(
         "bug-no-trap",
         "Bug entry without a trap",
         "warning",
