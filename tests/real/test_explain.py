@@ -64,9 +64,9 @@ CHOSEN = {
     "6.12-cloud": ("Skylake-Client", "off", "two", "counted-unmoved"),
     "6.18-alpine": ("EPYC-Milan", "Icelake-Server", "two"),
     "7.2-amd64": ("Skylake-Server",),
-    "7.2-cloud": ("EPYC-Milan", "kaslr", "off", "counted"),
+    "7.2-cloud": ("EPYC-Milan", "kaslr", "off", "counted", "its"),
     "7.3-amd64": ("EPYC-Milan",),
-    "7.3-cloud": ("Skylake-Client", "Icelake-Server", "max", "two", "off", "tests", "counted-unmoved"),
+    "7.3-cloud": ("Skylake-Client", "Icelake-Server", "max", "two", "off", "tests", "counted-unmoved", "its-unmoved"),
 }
 
 
@@ -81,6 +81,9 @@ def variants(kernel: str) -> dict[str, Run]:
         # Call depth tracking, where the kernel has it (6.2 on).
         counted = f"retbleed=stuff spectre_v2=retpoline {QUICK}"
         boots["counted"] = Run(kernel, "Skylake-Server", 1, KERNELS[kernel].movable, counted)
+        # A CPU that keeps its indirect branches and is struck by Indirect Target Selection (setcpuid=: 6.15 on).
+        boots["its"] = Run(kernel, "Icelake-Server", 1, KERNELS[kernel].movable, f"setcpuid=ibrs_enhanced {QUICK}")
+        boots["its-unmoved"] = Run(kernel, "Icelake-Server", 1, append=f"setcpuid=ibrs_enhanced {QUICK}")
         boots["counted-unmoved"] = Run(kernel, "Skylake-Server", 1, append=counted)
     boots["tests"] = Run(kernel, "Skylake-Client", 1)
     return boots
@@ -226,7 +229,7 @@ class Legal:
 
     def __init__(self, kernel: RealKernel, sites: list[dict[str, Any]]) -> None:
         self.disk = kernel.vmlinux.bytes_of(".text")
-        self.sites: list[tuple[int, int, frozenset[bytes], bool]] = []
+        self.sites: list[tuple[int, int, frozenset[bytes], bool, bool]] = []
         self.at: dict[int, list[int]] = {}
         for site in sites:
             start, length = site["address"] - kernel.vmlinux.text.address, site["length"]
@@ -235,17 +238,21 @@ class Legal:
             allowed = frozenset(bytes.fromhex(state["bytes"]) for state in site["states"])
             for offset in range(start, start + length):
                 self.at.setdefault(offset, []).append(len(self.sites))
-            self.sites.append((start, length, allowed, "static-call" in site["patterns"]))
+            patterns = site["patterns"]
+            self.sites.append((start, length, allowed, "static-call" in patterns, "its-thunk" in patterns))
 
     def allows(self, text: bytes | bytearray, offset: int) -> bool:
         """Whether the byte at this offset may be as it is in `text`: that of the file, or part of a legal state."""
         covering = self.at.get(offset)
         if covering is None:
             return text[offset] == self.disk[offset]
-        for start, length, allowed, calls in (self.sites[index] for index in covering):
+        for start, length, allowed, calls, thunks in (self.sites[index] for index in covering):
             now = bytes(text[start : start + length])
             # A static call may go to any function of its kind: its opcode is all that a set can say.
-            if now not in allowed and not (calls and now[0] in (0xE8, 0xE9)):
+            if now in allowed or (calls and now[0] in (0xE8, 0xE9)):
+                continue
+            # A branch to a thunk that was made while booting keeps its kind.
+            if not (thunks and now[:-4] == self.disk[start : start + length - 4]):
                 return False
         return True
 
@@ -300,6 +307,11 @@ def test_a_guard_of_the_legal_set_rejects_flips(
         if guard.allows(text, at):
             passed.append(at)
         text[at] ^= mask
-    targets = [at for at in passed if any(guard.sites[i][3] and at > guard.sites[i][0] for i in guard.at.get(at, ()))]
+    targets = [
+        at
+        for at in passed
+        for start, length, _, calls, thunks in (guard.sites[i] for i in guard.at.get(at, ()))
+        if (calls and at > start) or (thunks and at >= start + length - 4)
+    ]
     assert passed == targets
     assert len(passed) <= FLIPS // 100
