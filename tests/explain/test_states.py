@@ -12,7 +12,7 @@ from tests.corewriter import core
 from tests.elfwriter import ElfWriter
 from vmipatch.annotate import Site, scan
 from vmipatch.annotate.site import JumpLabel, Lock, RuntimeConst, StaticCall
-from vmipatch.explain import Memory, chosen
+from vmipatch.explain import Memory, engine
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late import LATE, Live, staticcalls
 from vmipatch.explain.running import Running
@@ -236,3 +236,37 @@ def test_the_return_thunk_is_what_the_kernels_variable_says(image: Image, tmp_pa
     # Text alone: what they agree on.
     alone = running(image, tmp_path, text, b"")
     assert chosen.return_thunk(image, alone, replace(found, sites=sites), ground) == TWO
+
+
+def test_a_key_that_no_symbol_names_is_found_beside_its_trampoline(tmp_path: Path) -> None:
+    """struct lsm_static_call (include/linux/lsm_hooks.h of 6.12) has the key's address, then the trampoline's."""
+    tramp, table = TEXT + 0x800, DATA + 0x100
+    text = bytearray(b"\xc3" * 0x1000)
+    text[0x800:0x805] = near(0xE9, tramp, THUNK)
+    elf = ElfWriter(bits=64, entry=TEXT)
+    elf.section(".text", bytes(text), address=TEXT, flags="ax", align=4096)
+    data = bytes(0x100) + struct.pack("<QQ", KEY + 8, tramp) + bytes(0xEF0)
+    elf.section(".data", data, address=DATA, flags="aw", align=4096)
+    elf.symbol("__x86_return_thunk", THUNK, ".text", size=16).symbol("two", TWO, ".text", size=16)
+    (tmp_path / "vmlinux").write_bytes(elf.build())
+    kernel = open_image(tmp_path / "vmlinux")
+    site = Site("static_calls", tramp, 5, f"{tramp:#x}", ".text", "", 0, StaticCall(0, tramp, True))
+    text[0x800:0x805] = near(0xE9, tramp, TWO)
+    assert table == DATA + data.index(struct.pack("<Q", KEY + 8))
+    for held, wrong in ((TWO, set()), (ONE, {0})):
+        ground = Ground(kernel, TEXT, kernel.read(TEXT, 0x1000), bytes(text))
+        dump = running(kernel, tmp_path, bytes(text), bytes(8) + struct.pack("<Q", held))
+        LATE["static_calls"].expect(ground, [site], live(kernel, dump))
+        assert {0 for _ in ground.differences()} == wrong
+
+
+def test_an_image_without_named_data_is_judged_by_what_it_has(tmp_path: Path) -> None:
+    elf = ElfWriter(bits=64, entry=TEXT)
+    elf.section(".text", b"\xc3" * 0x1000, address=TEXT, flags="ax", align=4096)
+    elf.section(".load0", b"\1" * 0x1000, address=DATA, flags="aw", align=4096)
+    (tmp_path / "vmlinux").write_bytes(elf.build())
+    kernel = open_image(tmp_path / "vmlinux")
+    assert engine._has_data(running(kernel, tmp_path, b"\xc3" * 0x1000, b""))
+    dump = tmp_path / "dump"
+    dump.write_bytes(core([(TEXT, (1 << 64) - 1, b"\xc3" * 0x1000)]))
+    assert not engine._has_data(Running(kernel, Memory(dump), 0, None, "made"))

@@ -34,6 +34,9 @@ EVIDENCE = ("parainstructions", "altinstructions", "smp_locks", "retpoline_sites
 """The families that tell of a machine; the planner reads the others where it runs their passes."""
 
 
+_WORD = 4
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel as it runs: all that its own text and its modules are explained by."""
@@ -150,8 +153,13 @@ def _inside(ground: Ground, sites: Sequence[Site]) -> list[Site]:
 
 
 def _has_data(running: Running) -> bool:
-    data = running.image.section(".data")
-    return data is not None and running.read(data.address, 4) is not None and running.read(data.end - 4, 4) is not None
+    """Whether the dump has the kernel's data; in an image whose sections nobody named, the largest that is written."""
+    image = running.image
+    written = [s for s in image.sections if s.alloc and s.write and not s.exec and s.file_size >= _WORD]
+    data = image.section(".data") or max(written, key=lambda s: s.file_size, default=None)
+    if data is None:
+        return False
+    return all(running.read(address, _WORD) is not None for address in (data.address, data.end - _WORD))
 
 
 def _machine(

@@ -33,7 +33,8 @@ class CallForms:
 
     ``inline`` has by a function's virtual address what its calls become.  ``forced`` is true where the kernel
     writes all sites, but no trampolines, once more after it has chosen its return thunk (``static_call_force_reinit``).
-    ``enters`` gives the padding that a call of a function goes to, where calls are counted, else None.
+    ``enters`` gives the padding that a call of a function goes to, where calls are counted, else None;
+    ``unpatched`` is the thunk that returns go to on disk.
     """
 
     bits: int
@@ -45,6 +46,7 @@ class CallForms:
     forced: bool = False
     conditional: int | None = None
     enters: Callable[[int], int | None] = lambda function: None
+    unpatched: int | None = None
 
     def of(self, site: Site, function: int, now: bytes, before: bytes) -> bytes:
         """The bytes of a site whose key holds ``function`` (0 for none).
@@ -95,7 +97,7 @@ def call_forms(boot: Boot) -> CallForms:
         boot.image.bits, five_byte_nop(boot.nops), boot.lookup(_RETURN0), inline,
         returns.thunk_of(boot), boot.lookup(returns.ITS),
         boot.lookup("static_call_force_reinit") is not None, boot.lookup(_CONDITIONAL_RETURN),
-        enters,
+        enters, boot.lookup(returns.DEFAULT),
     )  # fmt: skip
 
 
@@ -159,7 +161,7 @@ def expect(ground: Ground, sites: Sequence[Site], running: Data | None, forms: C
 def _means(code: bytes, address: int, forms: CallForms) -> int | None:
     """The function that a trampoline goes to; 0 where it returns."""
     target = branch.target_of(code, address, forms.bits)
-    if code[0] == 0xC3 or (target is not None and target == forms.thunk):
+    if code[0] == 0xC3 or (target is not None and target in (forms.thunk, forms.unpatched)):
         return 0
     return target
 
@@ -227,22 +229,26 @@ class _Keys:
 
     def _by_code(self, running: Data, site: Site, now: bytes) -> int | None:
         """Without symbols: a word whose address stands beside the trampoline's, in code that updates both or in a
-        ``struct tracepoint``, that held on disk what the trampoline went to there, and that holds now what it
-        goes to."""
+        structure (``tracepoint``, ``lsm_static_call``), that held on disk what the trampoline went to there, and that
+        holds now what it goes to.
+
+        Of 64-bit addresses the lower half is looked for: in code they are sign-extended immediates.
+        """
         image = self._ground.image
         goes, went = (
             _means(now, site.address, self._forms),
             _means(image.read(site.address, 5), site.address, self._forms),
         )
-        if goes is None or went is None or image.bits != 32:
+        if goes is None or went is None:
             return None
-        wanted = site.address.to_bytes(4, "little")
+        high = site.address & ~0xFFFFFFFF
+        wanted = (site.address & 0xFFFFFFFF).to_bytes(4, "little")
         for data in self._ground.contents():
             at = data.find(wanted)
             while at >= 0:
                 for near in range(max(0, at - _NEAR), min(len(data) - 4, at + _NEAR)):
-                    key = int.from_bytes(data[near : near + 4], "little")
-                    known = any(low <= key <= high - 4 for low, high in self._data)
+                    key = high | int.from_bytes(data[near : near + 4], "little")
+                    known = any(start <= key <= end - image.bits // 8 for start, end in self._data)
                     if known and _on_disk(image, key) == went and running.pointer(key) == goes:
                         return goes
                 at = data.find(wanted, at + 1)
@@ -252,4 +258,5 @@ class _Keys:
 def _on_disk(image: Image, key: int) -> int:
     """What the word of a key holds in the image; 0 in a section that has no bytes there."""
     section = image.section_at(key)
-    return 0 if section is None or not section.file_size else int.from_bytes(image.read(key, 4), "little")
+    size = image.bits // 8
+    return 0 if section is None or not section.file_size else int.from_bytes(image.read(key, size), "little")
