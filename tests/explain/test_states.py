@@ -12,7 +12,7 @@ from tests.corewriter import core
 from tests.elfwriter import ElfWriter
 from vmipatch.annotate import Site, scan
 from vmipatch.annotate.site import JumpLabel, Lock, RuntimeConst, StaticCall
-from vmipatch.explain import Memory, engine
+from vmipatch.explain import Memory, chosen, engine
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late import LATE, Live, staticcalls
 from vmipatch.explain.running import Running
