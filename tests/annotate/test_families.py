@@ -160,6 +160,15 @@ def test_returns_and_retpolines(tmp_path: Path) -> None:
     assert found == branches
 
 
+def test_returns_of_clang_have_a_prefix(tmp_path: Path) -> None:
+    kernel = Kernel(64)
+    thunk = kernel.put(0x800, b"\xc3")
+    returns = [kernel.branch(b"\x2e\xe9" if n % 2 else b"\xe9", 0x20 * n, thunk) for n in range(10)]
+    kernel.relative(".return_sites", returns, 0)
+    found = [(s.address, s.length, s.detail) for s in sites(kernel.open(tmp_path), "return_sites")]
+    assert found == [(a, 5 + n % 2, Thunk(thunk, None)) for n, a in enumerate(returns)]
+
+
 def test_endbr_calls_and_wrong_entries(tmp_path: Path) -> None:
     kernel = Kernel(64)
     endbr = [kernel.put(0x20 * n, bytes.fromhex("F30F1EFA")) for n in range(8)]

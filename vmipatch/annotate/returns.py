@@ -10,6 +10,9 @@ from vmipatch.isa import branch
 
 FAMILY = "return_sites"
 
+_CS = 0x2E
+"""clang's jumps to thunks have this prefix (-mindirect-branch-cs-prefix)."""
+
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every jump to the return thunk."""
@@ -30,11 +33,12 @@ def _reader(bits: int) -> codesites.Read:
     details: dict[int, Thunk] = {}
 
     def read(body: bytes, address: int) -> tuple[int, str, Detail] | None:
-        if body[0] != branch.JMP:
+        prefix = body[0] == _CS
+        if body[prefix] != branch.JMP:
             return None
-        target = branch.target_of(body, address, bits)
+        target = branch.target_of(body[prefix:], address + prefix, bits)
         if target is None:
             return None
-        return branch.CALL_SIZE, "return", details.setdefault(target, Thunk(target, None))
+        return branch.CALL_SIZE + prefix, "return", details.setdefault(target, Thunk(target, None))
 
     return read

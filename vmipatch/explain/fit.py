@@ -53,7 +53,7 @@ def features(
     used_by = (s.detail.feature for s in found.sites if isinstance(s.detail, Alternative))
     words = dict.fromkeys((f for f in used_by if f < most * 32), False)
     returns = list(_inside(ground, found, "return_sites"))
-    jumps = sum(ground.found[s.address - ground.base] == branch.JMP for s in returns)
+    jumps = sum(_target(ground, s) is not None for s in returns)
     fixed: dict[int, bool] = {}
     if returns:
         fixed[_bit(rules, "RETHUNK")] = jumps * 4 > len(returns)

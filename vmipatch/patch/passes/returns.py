@@ -63,12 +63,14 @@ class Returns(Pass):
         plain = Cause(self.family, "return", "a return")
         jump = Cause(self.family, "return", f"a jump to {name}")
         for site in sites:
-            new = form_at(site.address, thunk, its, bits)
+            form = form_at(site.address, thunk, its, bits)
             old = text.read(site.address, site.length)
-            if old[0] != branch.JMP:
+            if old[site.length - branch.CALL_SIZE] != branch.JMP:
                 continue
+            # A jump with a prefix leaves a byte for one more INT3.
+            new = form.ljust(site.length, RET[1:2])
             text.write(site.address, new)
-            yield Patch(site.address, old, new, plain if new is RET else jump, site)
+            yield Patch(site.address, old, new, plain if form is RET else jump, site)
 
     def kept(self, sites: Sequence[Site]) -> frozenset[int]:
         """The thunk that returns go to until they are patched: from 6.9 on it is an alternative itself."""
