@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -233,3 +234,18 @@ def test_bytes_at_the_edge_of_the_text_are_let_go(image: Image) -> None:
     ground.lay(TEXT + 12, b"abcd", cause)
     assert ground.expected == bytes(12) + b"abcd"
     assert ground.cause_at(TEXT + 12) == "x"
+
+
+def test_freed_memory_of_the_image_has_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kprobe in memory that the kernel's init data had: its list names it by the direct mapping."""
+    alias, direct, physical = 0xFFFFFFFF84000C00, 0xFFFF888000000000, 0x4000C00
+    running = Running.__new__(Running)
+    monkeypatch.setattr(Running, "virtual_of", lambda self, offset: alias if offset == 0x100 else None)
+    monkeypatch.setattr(Running, "direct_map", direct)
+    running.memory = SimpleNamespace(physical=(), addresses_of=lambda regions, offset: physical)  # type: ignore[assignment]
+    running._mask = (1 << 64) - 1
+    assert running.may_be_at(0x100, alias)
+    assert running.may_be_at(0x100, direct + physical)
+    assert not running.may_be_at(0x100, direct + physical + 0x1000)
+    assert not running.may_be_at(0x100, alias - 0x1000)
+    assert running.may_be_at(0x200, 0x1234)  # nothing is known of it

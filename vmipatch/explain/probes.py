@@ -94,8 +94,7 @@ def _kprobe(ground: Ground, running: Running, address: int, offset: int) -> tupl
             continue
         place = int.from_bytes(back, "little")
         # The hash list leads to this very place: by its address where that is known, else by its place in its page.
-        known = running.virtual_of(start)
-        if (known is not None and known != place) or place % PAGE != _page_offset(running, start):
+        if not running.may_be_at(start, place) or place % PAGE != _page_offset(running, start):
             continue
         where = f"the kprobe at {place:#x}, registered in the hash list at {pprev:#x}, keeps the byte {original:02x}"
         if ground.found[address - ground.base] == INT3:

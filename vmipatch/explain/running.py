@@ -98,6 +98,19 @@ class Running:
         except AddressError:
             return None if self.direct_map is None else (physical + self.direct_map) & self._mask
 
+    def may_be_at(self, offset: int, address: int) -> bool:
+        """Whether a virtual address of the running kernel can be that of a byte of the dump, as far as is known.
+
+        Memory that the image took before it was freed has two: in the image's mapping, and in the direct one.
+        """
+        known = self.virtual_of(offset)
+        if known is None or known == address:
+            return True
+        physical = self.memory.addresses_of(self.memory.physical, offset)
+        if physical is None or self.direct_map is None:
+            return False
+        return (physical + self.direct_map) & self._mask == address
+
     @cached_property
     def direct_map(self) -> int | None:
         """The virtual address of physical address 0 in the direct mapping, as the kernel has placed it."""
