@@ -190,7 +190,7 @@ class ElfWriter:
         symbols += sorted(self._symbols, key=lambda s: s.bind != 0)
         number = {s.name: i for i, s in reversed(list(enumerate(symbols)))}
         strings = bytearray(b"\0")
-        table = b""
+        table = bytearray()
         for s in symbols:
             name_at = 0
             if s.name and s.type != _SYMBOL_TYPE["section"]:
@@ -222,7 +222,9 @@ class ElfWriter:
         first_global = next((i for i, s in enumerate(symbols) if i and s.bind), len(symbols))
         size = 16 if self.bits == 32 else 24
         index[".symtab"] = len(sections)
-        sections.append(_Section(".symtab", table, 0, 0, _TYPE["symtab"], len(table), 4, ".strtab", first_global, size))
+        sections.append(
+            _Section(".symtab", bytes(table), 0, 0, _TYPE["symtab"], len(table), 4, ".strtab", first_global, size)
+        )
         index[".strtab"] = len(sections)
         sections.append(_Section(".strtab", bytes(strings), 0, 0, _TYPE["strtab"], len(strings), 1))
 

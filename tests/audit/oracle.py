@@ -14,16 +14,18 @@ from pathlib import Path
 
 _LINE = re.compile(r"^ *([0-9a-f]+):\t([0-9a-f ]+?) *\t(.*)$")
 _SECTION = re.compile(r"^Disassembly of section (\S+):$")
-_PREFIX = re.compile(
-    r"^(?:lock|rep|repz|repnz|repe|repne|cs|ds|es|ss|fs|gs|data16|data32|addr16|addr32|notrack|bnd|rex(?:\.[WRXB]+)?) "
-)
 _SEGMENT = re.compile(r"%[cdefgs]s")
+_CONTROL = re.compile(r"%(?:cr|db|dr)\d+")
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+PREFIXES = _words(
+    "lock rep repz repnz repe repne cs ds es ss fs gs data16 data32 addr16 addr32 notrack bnd xacquire xrelease"
+)
+_PREFIX = re.compile(rf"^(?:{'|'.join(sorted(PREFIXES))}|rex(?:\.[WRXB]+)?) ")
 SILENT = _words(
     """
     sgdt sgdtl sgdtw sidt sidtl sidtw sldt smsw smswl smsww str pushf pushfw pushfl pushfq popf popfw popfl
@@ -38,7 +40,7 @@ TRAPS = _words(
     sysretl sysretq swapgs clac stac xsetbv xsaves xsaves64 xrstors xrstors64 monitor mwait rsm encls enclv
     pconfig setssbsy clrssbsy wrussd wrussq vmxon vmclear vmptrld vmptrst vmread vmwrite vmlaunch vmresume
     vmxoff invept invvpid vmrun vmload vmsave stgi clgi skinit invlpga invlpgb tlbsync rmpupdate rmpadjust
-    pvalidate psmash
+    rmpquery rmpread pvalidate psmash erets eretu tdcall seamret seamops seamcall enqcmds rdmsrlist wrmsrlist
     """
 )
 
@@ -75,18 +77,14 @@ def disassemble(path: Path, bits: int, skip: Iterable[str]) -> Expected:
             if skipped:
                 continue
             address, text = int(match[1], 16), match[3]
-            while _PREFIX.match(text):
-                text = text.split(" ", 1)[1].lstrip()
-            mnemonic, _, operands = text.partition(" ")
-            operands = operands.strip()
             # Xen's emulation prefix, UD2 and the letters xen, is no instruction (Xen's public/arch-x86/xen.h).
             if address < emulated:
                 continue
-            if mnemonic == "ud2":
+            if text.strip() == "ud2":
                 emulated = address + 5 if _is_prefix(path, address) else -1
                 found.symbols[address] = symbol
                 continue
-            _sort(found, address, mnemonic, operands, mask, symbol)
+            _sort(found, address, text, mask, symbol)
     assert process.returncode == 0
     return found
 
@@ -107,22 +105,35 @@ def _is_prefix(path: Path, address: int) -> bool:
     return False
 
 
-def _sort(found: Expected, address: int, mnemonic: str, operands: str, mask: int, symbol: str) -> None:
-    parts = re.split(r",(?![^(]*\))", operands.split(" #")[0].split(" <")[0].strip())
-    segment = mnemonic.startswith(("mov", "push", "pop")) and any(_SEGMENT.fullmatch(p) for p in parts)
-    if mnemonic in SILENT or segment:
-        found.silent.add(address)
-        found.symbols[address] = symbol
-    elif mnemonic in TRAPS or (mnemonic.startswith("mov") and re.search(r"%(cr|db|dr)\d", operands)):
-        found.traps.add(address)
+def split(text: str) -> tuple[str, list[str]]:
+    """The mnemonic of an instruction, without its prefixes, and its operands."""
+    while _PREFIX.match(text):
+        text = text.split(" ", 1)[1].lstrip()
+    mnemonic, _, rest = text.partition(" ")
+    return mnemonic, re.split(r",(?![^(]*\))", rest.split(" #")[0].split(" <")[0].strip())
+
+
+def set_of(mnemonic: str, operands: list[str]) -> str:
+    """What kind of sensitive instruction it is, "silent" or "traps"; "" for any other."""
+    moves = mnemonic.startswith(("mov", "push", "pop"))
+    if mnemonic in SILENT or (moves and any(map(_SEGMENT.fullmatch, operands))):
+        return "silent"
+    return "traps" if mnemonic in TRAPS or (moves and any(map(_CONTROL.fullmatch, operands))) else ""
+
+
+def _sort(found: Expected, address: int, text: str, mask: int, symbol: str) -> None:
+    mnemonic, parts = split(text)
+    which = set_of(mnemonic, parts)
+    if which:
+        (found.silent if which == "silent" else found.traps).add(address)
         found.symbols[address] = symbol
     elif mnemonic in ("call", "jmp") and parts[0].startswith("*"):
-        place = re.search(r"# (?:0x)?([0-9a-f]+)", operands) or re.fullmatch(r"\*(?:%[c-g]s:)?0x([0-9a-f]+)", parts[0])
+        place = re.search(r"# (?:0x)?([0-9a-f]+)", text) or re.fullmatch(r"\*(?:%[c-g]s:)?0x([0-9a-f]+)", parts[0])
         if place:
             found.slots[address] = int(place[1], 16) & mask
             found.symbols[address] = symbol
     elif re.fullmatch(r"j\w+|call|loop\w*|xbegin", mnemonic):
-        target = re.match(r"(?:0x)?([0-9a-f]+)", operands)
+        target = re.match(r"(?:0x)?([0-9a-f]+)", parts[0])
         if target:
             found.branches.append((address, int(target[1], 16) & mask))
 

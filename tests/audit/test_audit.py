@@ -6,6 +6,7 @@ import json
 import random
 import re
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,15 @@ def spelled(text: str, prefix: str | None) -> bytes:
     return (bytes([int(prefix, 16)]) if prefix not in (None, "none") else b"") + body
 
 
-# Newer than binutils 2.40, or not among the mnemonics of tests/audit/oracle.py.
-UNKNOWN_TO_OBJDUMP = {
-    *("lkgs", "erets", "eretu", "wrmsrns", "rdmsrlist", "wrmsrlist", "tdcall", "seamret", "seamops", "seamcall"),
-    *("enqcmds", "rmpupdate", "rmpadjust", "rmpquery", "rmpread", "pvalidate", "psmash"),
-}
+# What objdump 2.40 lacks, by trial; 2.47 has it. (ERETS and ERETU are CLAC to 2.40, which traps as they do.)
+UNKNOWN_TO_OBJDUMP, LACKING, COMPLETE = {"lkgs", "rmpread"}, (2, 40), (2, 47)
+
+
+def objdump_version() -> tuple[int, int]:
+    out = subprocess.run(["objdump", "--version"], check=True, capture_output=True, text=True).stdout
+    match = re.search(r"(\d+)\.(\d+)", out)
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -77,12 +82,16 @@ def test_every_kind_is_what_objdump_calls_it(bits: int, tmp_path: Path) -> None:
     at = {maker.code(code + b"\x90" * 16): (name, which, code) for name, which, code in rows}
     found = audited(tmp_path, maker)
     expected = disassemble(tmp_path / "vmlinux", bits, ())
+    version = objdump_version()
     ids = {"silent": "sensitive-unannotated", "traps": "privileged-unannotated"}
     told = {f.address: (f.details["instruction"], f.id) for f in found.findings}
     for address, (name, which, code) in at.items():
         assert told.get(address) == (name, ids[which]), code.hex(" ")
-        if name not in UNKNOWN_TO_OBJDUMP:
-            assert address in (expected.silent if which == "silent" else expected.traps), (name, code.hex(" "))
+        said = address in (expected.silent if which == "silent" else expected.traps)
+        if name not in UNKNOWN_TO_OBJDUMP or version >= COMPLETE:
+            assert said, (name, code.hex(" "))
+        elif version <= LACKING:
+            assert not said, f"objdump knows {name} now: take it off the list"
     assert len(told) == len(at)
     assert not SILENT & TRAPS
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.audit.oracle import Covered, Expected, disassemble
-from vmipatch.isa import sensitive, sweep
+from vmipatch.isa import sweep
 
 from .conftest import Cli, RealKernel
 from .tables import entries
@@ -118,9 +118,10 @@ def test_every_branch_goes_where_objdump_says(name: str, audited: Callable[[str]
     bits, found = one.kernel.bits, set()
     for section in executable(one) - set(COPIED):
         data, base = one.kernel.bytes_of(section), one.kernel.sections[section].address
-        for group, first, last in sweep.sweep(data, 0, len(data), bits, frozenset()):
-            if group == sweep.BRANCH:
-                found.add((base + first, sensitive.branch_target(data, first, last, base, bits)))
+        everywhere = b"\1" * len(data)
+        for stop in sweep.sweep(data, base, [0, len(data)], bits, {}, everywhere):
+            if stop.what == sweep.BRANCH:
+                found.add((base + stop.first, stop.target))
     print(f"{name}: {len(found)} branches, objdump {len(one.expected.branches)}")
     assert found == set(one.expected.branches)
 

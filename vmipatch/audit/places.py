@@ -150,6 +150,11 @@ class Clusters:
         i = bisect_right(self._starts, address) - 1
         return self.all[i] if i >= 0 and address < self.all[i].end else None
 
+    def between(self, start: int, end: int) -> list[Cluster]:
+        """Those that have bytes in a range of virtual addresses."""
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        return [c for c in self.all[first : bisect_left(self._starts, end)] if c.end > start]
+
 
 _LENGTH = 32
 _MOST_LENGTH = (1 << _LENGTH) - 1
@@ -190,7 +195,7 @@ class Sites:
     def inside(self, start: int, size: int) -> bytearray:
         """For each of ``size`` bytes from a virtual address whether it may be inside a site, and not its first."""
         marks = bytearray(size)
-        for cluster in self._clusters.all:
+        for cluster in self._clusters.between(start, start + size):
             first, last = max(cluster.address + 1 - start, 0), min(cluster.end - start, size)
             if last > first:
                 marks[first:last] = b"\1" * (last - first)

@@ -28,12 +28,14 @@ Code = bytes | bytearray | mmap
 class Form(NamedTuple):
     """What follows an opcode, given a ModRM byte of ``modrm`` (None: any, or there is none).
 
-    ``parts`` are the letters of the spec; ``branch`` tells a relative branch.
+    ``parts`` are the letters of the spec; ``branch`` tells a relative branch; where ``prefixes`` are named, one of
+    them must be there.
     """
 
     parts: str
     modrm: frozenset[int] | None
     branch: bool
+    prefixes: frozenset[int] = frozenset()
 
 
 class Extended(NamedTuple):
@@ -101,7 +103,7 @@ def tables(bits: int) -> Tables:
         for row in spec[name]:
             if not applies(row, bits):
                 continue
-            form = Form(row["form"], _modrms(row), row.get("branch", False))
+            form = Form(row["form"], _modrms(row), row.get("branch", False), numbers(row.get("prefix", "")))
             for code in numbers(row["codes"]):
                 opcodes[name, code] = (*opcodes.get((name, code), ()), form)
     prefixes = spec["prefixes"]
@@ -206,6 +208,8 @@ def _parts(code: bytes | bytearray, bits: int) -> Parts | None:
         at += len(MAPS[place])
     opcode = code[at]
     for form in known.opcodes.get((place, opcode), ()):
+        if form.prefixes and not form.prefixes & legacy:
+            continue
         if form.modrm is None or code[at + 1] in form.modrm:
             return _operands(code, bits, prefixes, (place, opcode), at + 1, form, operand, address, wide=bool(rex & 8))
     return None

@@ -99,6 +99,25 @@ def sweep(
                     yield Stop(WANTED, first, at, 0)
 
 
+def starts(data: Code, cuts: Iterable[int], bits: int) -> Iterator[int]:
+    """Where :func:`sweep` has instructions begin (emulation prefixes and bytes that start none too), as offsets."""
+    one = expression(bits, frozenset(), single=True).finditer
+    for cut, stop in pairwise(cuts):
+        at = cut
+        while at < stop:
+            for match in one(data, at, stop):
+                at = match.start()
+                if match.lastindex == _OTHER:
+                    break
+                yield at
+                at = match.end()
+            else:
+                continue
+            yield at
+            found = opcodes.parts(data, bits, at, stop)
+            at += 1 if found is None else found.size
+
+
 def branch_target(parts: Parts, code: Code, address: int, bits: int) -> int:
     """The virtual address that a relative branch at another goes to."""
     at, width = parts.immediate
@@ -107,8 +126,13 @@ def branch_target(parts: Parts, code: Code, address: int, bits: int) -> int:
 
 
 @cache
-def expression(bits: int, wanted: frozenset[tuple[Opcode, frozenset[int] | None]]) -> re.Pattern[bytes]:
-    """The expression that matches a run of instructions and then one of the three groups, or nothing at the end."""
+def expression(
+    bits: int, wanted: frozenset[tuple[Opcode, frozenset[int] | None]], *, single: bool = False
+) -> re.Pattern[bytes]:
+    """The expression that matches a run of instructions and then one of the three groups, or nothing at the end.
+
+    With ``single`` it matches either one instruction (or emulation prefix) or one of the groups.
+    """
     known = opcodes.tables(bits)
     natural = opcodes.natural(bits)
     rows = _rows(bits, dict(wanted))
@@ -118,7 +142,8 @@ def expression(bits: int, wanted: frozenset[tuple[Opcode, frozenset[int] | None]
     fixed = [row for row in common if not set(row.parts) & set("zv")]
     other = [row for row in common if set(row.parts) & set("zv")]
     run = [
-        _set(code for row in rows if (row.map, row.parts) == ("one", "") for code in row.codes) + b"++",
+        _set(code for row in rows if (row.map, row.parts) == ("one", "") for code in row.codes)
+        + (b"" if single else b"++"),
         *map(re.escape, known.emulate),
         *_instructions(rows, bits, natural),
         b"%b{1,%d}+%b" % (sized, _FEW, _choice(_instructions(fixed, bits, natural))),
@@ -126,7 +151,8 @@ def expression(bits: int, wanted: frozenset[tuple[Opcode, frozenset[int] | None]
         *_extended(bits, natural),
     ]
     wide = opcodes.width("j", bits, *natural, wide=False) == 4
-    text = b"%b*+(?:(%b)|(%b)|(.))?" % (_choice(run), _branch(bits, "b", 1), _branch(bits, "j", 4) if wide else b"(?!)")
+    form = b"%b|(%b)|(%b)|(.)" if single else b"%b*+(?:(%b)|(%b)|(.))?"
+    text = form % (_choice(run), _branch(bits, "b", 1), _branch(bits, "j", 4) if wide else b"(?!)")
     return re.compile(text, re.DOTALL)
 
 
@@ -156,6 +182,8 @@ def _rows(bits: int, wanted: Wanted) -> list[_Row]:
     merged: dict[tuple[str, str, frozenset[int] | None], set[int]] = {}
     for (name, code), forms in opcodes.tables(bits).opcodes.items():
         asked = wanted.get((name, code), frozenset())
+        if any(form.prefixes for form in forms):
+            continue
         for form in forms:
             if form.branch or form.parts not in _FORMS or asked is None:
                 continue
