@@ -132,3 +132,20 @@ def test_nothing_in_nothing() -> None:
     assert find(bytes(100000), 64) is None
     digits = b"".join(b"%d\0" % (i % 10) for i in range(20000))
     assert find(digits, 32) is None
+
+
+@pytest.mark.parametrize(("bits", "addresses", "era"), LAYOUTS)
+def test_lookup_by_the_kernels_own_order_of_names(bits: int, addresses: str, era: str) -> None:
+    percpu = 30 if addresses == "percpu" else 0
+    rows = [
+        (a, k, "twin" if 100 < i < 104 else n) for i, (a, k, n) in enumerate(symbols(700, BASE[bits], percpu=percpu))
+    ]
+    found = decode(rows, bits, addresses, era)
+    assert found is not None
+    assert (found._order is not None) == (tuple(map(int, era.split("."))) >= (6, 2))
+    for name in {n for _, _, n in rows}:
+        same = [(not k.isupper(), a) for a, k, n in rows if n == name]
+        assert found.lookup(name) == min(same)[1], name
+    assert found.lookup("no_such_name") is None
+    assert found.lookup("") is None
+    assert found.lookup("zzzz") is None

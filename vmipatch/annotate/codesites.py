@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from vmipatch import facts
 from vmipatch.annotate import bycontent
 from vmipatch.annotate.hidden import OUTSIDE, CodeBytes
-from vmipatch.annotate.site import Detail, Finding, Site, TableInfo, Thunk
+from vmipatch.annotate.site import Detail, Finding, Site, TableInfo, Thunk, many
 from vmipatch.annotate.tables import MOST_FINDINGS, FamilyScan, Layout, Reason, Table, find_tables, load_format
 from vmipatch.image import Image
 
 SAMPLE = 64
+WORD = 4
+"""Bytes of an entry."""
+LENGTHS = (6, 5, 4)
+"""How many bytes are read of a site: of the last in a section fewer."""
 
 Read = Callable[[bytes, int], tuple[int, str, Detail] | None]
 """Length, op and detail of the site whose first bytes (at most six) and virtual address are given, or None."""
@@ -48,8 +52,7 @@ def bulk(image: Image, family: str, read: Read, wrong: str, leads: bytes, length
     tables, _, findings = count(image, family, read, wrong)
     found = []
     for info, table in zip(tables, find_tables(image, load_format(family)), strict=True):
-        mask = (1 << image.bits) - 1
-        named = [(at + word) & mask for at, word in zip(range(table.address, mask, 4), _words(table), strict=False)]
+        named = _named(table, image.bits)
         if findings or not code.all_begin(named, leads, length):
             return None
 
@@ -72,15 +75,18 @@ def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
     findings = [f for f in findings if f.id == "table-size"]
     bad = 0
     for table in find_tables(image, load_format(family)):
-        for entry, address in addresses(table, image.bits):
-            body = _body(code, address)
-            found = read(body, address) if body else None
-            if found is None:
-                bad += 1
-                if bad <= MOST_FINDINGS:
-                    findings.append(_wrong(wrong, table, entry, address, body))
-                continue
-            sites.append(Site(family, address, found[0], found[1], code.section(address), table.name, entry, found[2]))
+        named = _named(table, image.bits)
+        entries: Sequence[int] = range(table.address, table.address + WORD * len(named), WORD)
+        bodies = code.read_all(named, *LENGTHS)
+        rows = [read(body, address) if body else None for body, address in zip(bodies, named, strict=True)]
+        good = [row for row in rows if row is not None]
+        if len(good) < len(rows):
+            odd = [place for place in zip(entries, named, bodies, rows, strict=True) if place[3] is None]
+            findings += [_wrong(wrong, table, *place[:3]) for place in odd[: max(0, MOST_FINDINGS - bad)]]
+            bad += len(odd)
+            named, entries = ([x for x, row in zip(column, rows, strict=True) if row] for column in (named, entries))
+        lengths, ops, details = zip(*good, strict=True) if good else ((), (), ())
+        sites += many(family, named, lengths, ops, code.sections(named), table.name, entries, details)
     if bad > MOST_FINDINGS:
         text = f"{bad - MOST_FINDINGS} more entries make no sense"
         findings.append(Finding("table-entries", "warning", text, tables[0].section, tables[0].address))
@@ -141,17 +147,18 @@ def _locate(image: Image, family: str, code: CodeBytes, read: Read) -> None:
 
 def addresses(table: Table, bits: int, step: int = 1) -> list[tuple[int, int]]:
     """Every ``step``-th entry's own virtual address and the one that it names."""
+    return list(zip(range(table.address, 1 << bits, WORD * step), _named(table, bits, step), strict=False))
+
+
+def _named(table: Table, bits: int, step: int = 1) -> list[int]:
+    """The virtual address that every ``step``-th entry names."""
     mask = (1 << bits) - 1
-    own = range(table.address, 1 << bits, 4 * step)
-    return [(at, (at + word) & mask) for at, word in zip(own, _words(table)[::step], strict=False)]
-
-
-def _words(table: Table) -> memoryview:
-    return memoryview(table.data[: len(table.data) & ~3]).cast("i")
+    words = memoryview(table.data[: len(table.data) // WORD * WORD]).cast("i")[::step]
+    return [at + word & mask for at, word in zip(range(table.address, 1 << bits, WORD * step), words, strict=False)]
 
 
 def _body(code: CodeBytes, address: int) -> bytes:
-    return code.read(address, 6) or code.read(address, 5) or code.read(address, 4)
+    return code.read_first(address, LENGTHS)
 
 
 def _wrong(id: str, table: Table, entry: int, address: int, body: bytes) -> Finding:

@@ -9,7 +9,7 @@ to both ends.  Imports image, facts and errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from vmipatch import facts
@@ -50,6 +50,11 @@ class CodeBytes:
         self._readable = [*ranges, *((s.address, s.end, s.offset, s.name) for s in odd)]
         self._data = image.data
         self._image = image if image.container == "module" else None
+        # The largest, which holds nearly all that is asked for; none of it where each read needs the image.
+        self._start, self._end, self._move = 0, 0, 0
+        if ranges and self._image is None:
+            start, end, offset, _ = ranges[0]
+            self._start, self._end, self._move = start, end, offset - start
 
     def offset(self, address: int, length: int) -> int:
         """The offset in the image's data of ``length`` instruction bytes at an address, or -1."""
@@ -60,12 +65,25 @@ class CodeBytes:
 
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes of instructions at a virtual address; empty where the image has none there."""
+        if self._start <= address <= self._end - length and length > 0:
+            at = address + self._move
+            return self._data[at : at + length]
         at = self.offset(address, length)
         if at < 0:
             return b""
         if self._image is not None:
             return self._image.read(address, length)
-        return bytes(self._data[at : at + length])
+        return self._data[at : at + length]
+
+    def read_first(self, address: int, lengths: Sequence[int]) -> bytes:
+        """As many bytes as the first of ``lengths`` that the image has there; empty where it has none of them."""
+        return next((body for length in lengths if (body := self.read(address, length))), b"")
+
+    def read_all(self, addresses: Iterable[int], *lengths: int) -> list[bytes]:
+        """What :meth:`read_first` gives, for many addresses: nearly all lie in the largest section."""
+        data, start, last = self._data, self._start, self._end - lengths[0]
+        move, behind = self._move, self._move + lengths[0]
+        return [data[a + move : a + behind] if start <= a <= last else self.read_first(a, lengths) for a in addresses]
 
     def all_begin(self, addresses: Iterable[int], leads: bytes | None, length: int) -> bool:
         """Whether ``length`` bytes at each address are instructions, the first of them one of ``leads`` (None: any)."""
@@ -86,6 +104,13 @@ class CodeBytes:
     def section(self, address: int) -> str:
         """The name of the executable section that an address is in."""
         return next((name for start, end, _, name in self._readable if start <= address < end), "")
+
+    def sections(self, addresses: Iterable[int]) -> list[str]:
+        """What :meth:`section` gives, for many addresses."""
+        if not self.ranges:
+            return ["" for _ in addresses]
+        start, end, _, name = self.ranges[0]
+        return [name if start <= a < end else self.section(a) for a in addresses]
 
 
 def find(image: Image, family: str, validator: Callable[[Layout], Valid]) -> list[Found]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import repeat
 
 from vmipatch import facts
 from vmipatch.annotate.codesites import Places
 from vmipatch.annotate.hidden import CodeBytes, Found, Valid, find
-from vmipatch.annotate.site import Mcount, Site, TableInfo
+from vmipatch.annotate.site import Mcount, Site, TableInfo, many
 from vmipatch.annotate.tables import FamilyScan, Layout
 from vmipatch.image import Image
 
@@ -27,13 +28,30 @@ def nops() -> frozenset[bytes]:
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every mcount site; ``op`` is ``fentry``, and the detail's target what the site calls on disk."""
-    tables, sites = [], []
+    tables: list[TableInfo] = []
+    sites: list[Site] = []
     code = CodeBytes(image)
     for found in _tables(image, code):
         tables.append(_info(found))
-        make = _maker(image, code, found)
-        sites += [make(number, address) for number, address in _named(found) if code.offset(address, LENGTH) >= 0]
+        sites += _sites(image, code, found)
     return tables, sites, []
+
+
+def _sites(image: Image, code: CodeBytes, found: Found) -> list[Site]:
+    table, size, mask = found.table, found.layout.size, (1 << image.bits) - 1
+    named = _named(found)
+    bodies = code.read_all([address for _, address in named], LENGTH)
+    there = [(number, address, body) for (number, address), body in zip(named, bodies, strict=True) if body]
+    targets = [
+        address + LENGTH + int.from_bytes(body[1:], "little", signed=True) & mask if body[0] == _CALL else 0
+        for _, address, body in there
+    ]
+    details = {target: Mcount(target) for target in set(targets)}
+    addresses = [address for _, address, _ in there]
+    return many(
+        FAMILY, addresses, repeat(LENGTH), repeat("fentry"), code.sections(addresses), table.name,
+        [table.address + number * size for number, _, _ in there], [details[target] for target in targets],
+    )  # fmt: skip
 
 
 def bulk(image: Image) -> list[Places] | None:

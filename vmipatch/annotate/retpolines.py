@@ -42,7 +42,7 @@ def _reader(image: Image) -> codesites.Read:
         """Where the thunks begin; names are looked up only for a kernel that has sites."""
         return next((a for name in spec["array"] if (a := image.symbols.lookup(name)) is not None), None)
 
-    details: dict[int, Thunk] = {}
+    known: dict[tuple[int, str, int], tuple[int, str, Detail]] = {}
 
     def read(body: bytes, address: int) -> tuple[int, str, Detail] | None:
         skip = 1 if body[0] == _CS else 0
@@ -57,11 +57,18 @@ def _reader(image: Image) -> codesites.Read:
         target = (address + length + int.from_bytes(body[length - 4 : length], "little", signed=True)) & (
             (1 << bits) - 1
         )
+        row = known.get((target, kind, length))
+        if row is not None:
+            return row
         register = None
         array = first()
         if array is not None and not (target - array) % stride and 0 <= target - array < 16 * stride:
             register = (target - array) // stride
-        detail = details.setdefault(target, Thunk(target, register))
-        return length, kind if register is None else f"{kind} {REGISTERS[register]}", detail
+        row = known[target, kind, length] = (
+            length,
+            kind if register is None else f"{kind} {REGISTERS[register]}",
+            Thunk(target, register),
+        )
+        return row
 
     return read

@@ -30,7 +30,7 @@ def bulk(image: Image) -> list[codesites.Places] | None:
 
 
 def _reader(bits: int) -> codesites.Read:
-    details: dict[int, Thunk] = {}
+    known: dict[tuple[int, bool], tuple[int, str, Detail]] = {}
 
     def read(body: bytes, address: int) -> tuple[int, str, Detail] | None:
         prefix = body[0] == _CS
@@ -39,6 +39,9 @@ def _reader(bits: int) -> codesites.Read:
         target = branch.target_of(body[prefix:], address + prefix, bits)
         if target is None:
             return None
-        return branch.CALL_SIZE + prefix, "return", details.setdefault(target, Thunk(target, None))
+        row = known.get((target, prefix))
+        if row is None:
+            row = known[target, prefix] = branch.CALL_SIZE + prefix, "return", Thunk(target, None)
+        return row
 
     return read

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from itertools import accumulate, islice
+from operator import add, attrgetter, gt
 from typing import TYPE_CHECKING
 
 from vmipatch.annotate import presence
@@ -51,7 +53,7 @@ def overlaps(sites: list[Site]) -> list[Finding]:
     """Sites that share some bytes but neither holds the other: no order of patching makes sense of both."""
     found = []
     open_sites: list[Site] = []
-    for site in sorted((s for s in sites if s.length > 1), key=lambda s: (s.address, -s.length)):
+    for site in _sharing(sites):
         open_sites = [s for s in open_sites if s.address + s.length > site.address]
         for other in open_sites:
             if site.address + site.length > other.address + other.length and site.address != other.address:
@@ -60,3 +62,14 @@ def overlaps(sites: list[Site]) -> list[Finding]:
                 break
         open_sites.append(site)
     return found
+
+
+def _sharing(sites: Iterable[Site]) -> list[Site]:
+    """The sites of more than one byte that share bytes with another, by address, the longest first."""
+    # Most tables are sorted, and all but a few sites stand alone.
+    placed = sorted((s for s in sites if s.length > 1), key=attrgetter("address"))
+    starts = [s.address for s in placed]
+    ends = accumulate(map(add, starts, [s.length for s in placed]), max)
+    joined = list(map(gt, ends, islice(starts, 1, None)))
+    some = [s for s, before, after in zip(placed, [False, *joined], [*joined, False], strict=False) if before or after]
+    return sorted(some, key=lambda s: (s.address, -s.length))

@@ -70,9 +70,19 @@ class Layout:
         data = table.data + b"\0" * (-len(table.data) % self.size)
         wrap = (1 << bits) - 1
         size = self.size
-        if not self.relative and step == 1:
+        if step == 1:
+            relative = [(position, offset + table.address) for position, offset in self.relative]
+            address = table.address
             for index, values in enumerate(self.form.iter_unpack(data)):
-                yield Entry(table.address + index * size, index, values)
+                if relative:
+                    fields = list(values)
+                    for position, offset in relative:
+                        if fields[position]:
+                            fields[position] = fields[position] + offset & wrap
+                    relative = [(position, offset + size) for position, offset in relative]
+                    values = tuple(fields)
+                yield Entry(address, index, values)
+                address += size
             return
         for index in range(0, len(data) // size, step):
             at = index * size

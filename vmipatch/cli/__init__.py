@@ -19,6 +19,9 @@ from vmipatch.cli.scan import scan
 from vmipatch.cli.schema import schema
 from vmipatch.cli.validate import validate
 
+_OBJECTS = 200_000
+"""New objects after which cycles of them are looked for."""
+
 app = typer.Typer(
     name="vmipatch",
     help="Work on kernels that patch their own code: find every annotated paravirtual call site, rewrite it in "
@@ -51,8 +54,12 @@ def options(
 
 def main() -> None:
     """Run the command line; every error of ours becomes one line on standard error and its exit status."""
+    import gc
+
     from vmipatch.errors import VmipatchError
 
+    # A kernel has a hundred thousand sites, none of which is garbage while a command runs.
+    gc.set_threshold(_OBJECTS)
     # Names in files need not be text in the terminal's encoding: they are shown all the same.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

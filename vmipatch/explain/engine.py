@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.family import AT_RUN_TIME
@@ -149,7 +151,8 @@ def text_of(image: Image) -> Section:
 
 
 def _inside(ground: Ground, sites: Sequence[Site]) -> list[Site]:
-    return [s for s in sites if ground.base <= s.address and s.end <= ground.end]
+    base, end = ground.base, ground.end
+    return [s for s in sites if base <= s.address and s.address + s.length <= end]
 
 
 def _has_data(running: Running) -> bool:
@@ -193,9 +196,8 @@ def _machine(
 
 def lay_plan(ground: Ground, planned: Plan) -> None:
     """Expect what the planner says that boot wrote."""
-    for patch in planned.patches:
-        if ground.base <= patch.address < ground.end:
-            ground.lay(patch.address, patch.new, ground.cause(patch.cause.family))
+    for family, patches in groupby(planned.patches, key=attrgetter("cause.family")):
+        ground.lay_all(((patch.address, patch.new) for patch in patches), ground.cause(family))
 
 
 def _relocate(image: Image, slide: int, ground: Ground, planned: Plan) -> None:

@@ -6,14 +6,23 @@ Imports image and isa.
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import compress
 
 from vmipatch.image import Image
 
 _RUN = re.compile(rb"[^\0]+")
 
 PRISTINE = 0
+
+_LONGEST = 256
+"""Bytes of what is laid at once: a site of alternatives has at most 254."""
+_LENGTH_BITS = 24
+_LENGTH_MASK = (1 << _LENGTH_BITS) - 1
+_PIECE = 1 << 12
+"""Bytes that are compared at once before they are looked at one by one."""
 
 
 class Ground:
@@ -35,6 +44,9 @@ class Ground:
         self._by = bytearray(len(disk))
         self._causes = ["pristine"]
         self._contents: list[bytes] = []
+        # Where something was laid, with its length in the low bits; and fields that were moved in one text alone.
+        self._laid = array("Q")
+        self._moved: set[tuple[int, int]] = set()
 
     def cause(self, name: str) -> int:
         """The number of a cause."""
@@ -48,11 +60,19 @@ class Ground:
 
     def lay(self, address: int, code: bytes, cause: int) -> None:
         """Expect ``code`` at an address; what lies outside is let go."""
-        at = address - self.base
-        if at < 0 or at + len(code) > len(self.expected):
-            return
-        self.expected[at : at + len(code)] = code
-        self._by[at : at + len(code)] = bytes((cause,)) * len(code)
+        self.lay_all(((address, code),), cause)
+
+    def lay_all(self, places: Iterable[tuple[int, bytes]], cause: int) -> None:
+        """Expect code at each of many addresses, in this order; what lies outside is let go."""
+        base, size, expected, by = self.base, len(self.expected), self.expected, self._by
+        laid, mark = self._laid.append, bytes((cause,)) * _LONGEST
+        for address, code in places:
+            at, length = address - base, len(code)
+            end = at + length
+            if at >= 0 and end <= size:
+                expected[at:end] = code
+                by[at:end] = mark[:length] if length <= _LONGEST else mark[:1] * length
+                laid(at << _LENGTH_BITS | length)
 
     def is_found(self, address: int, code: bytes) -> bool:
         """Whether the dump has these bytes at an address."""
@@ -62,12 +82,14 @@ class Ground:
     def add(self, addresses: list[int], width: int, value: int) -> None:
         """Add ``value`` to the little-endian fields of ``width`` bytes at addresses, in what is expected."""
         _add(self.expected, [a - self.base for a in addresses], width, value)
+        self._moved.symmetric_difference_update((a, width) for a in addresses)
 
     def relocate_pristine(self, addresses: list[int], width: int, value: int) -> None:
         """Add ``value`` to fields of the text as it was on disk."""
         changed = bytearray(self.pristine)
         _add(changed, [a - self.base for a in addresses], width, value)
         self.pristine = bytes(changed)
+        self._moved.symmetric_difference_update((a, width) for a in addresses)
 
     def contents(self) -> list[bytes]:
         """The image's bytes: of all code, and of all initialised data that can be written."""
@@ -87,22 +109,59 @@ class Ground:
 
     def counts(self) -> Counter[str]:
         """Bytes that were rewritten as expected, by cause."""
-        numbers: Counter[int] = Counter()
-        for start, stop in _runs(self.expected, self.pristine):
-            numbers.update(self._by[start:stop])
+        spans = self._touched()
+        by, expected, pristine = (_parts(text, spans) for text in (self._by, self.expected, self.pristine))
+        changed = _different(expected, pristine)
         # What is expected to have changed but is not as expected explains nothing.
-        for start, stop in _runs(self.expected, self.found):
-            for i in range(start, stop):
-                if self.expected[i] != self.pristine[i]:
-                    numbers[self._by[i]] -= 1
-        return Counter({self._causes[number]: count for number, count in numbers.items() if count})
+        if self.expected != self.found:
+            wrong = _different(expected, _parts(self.found, spans))
+            changed = bytes(now and not lost for now, lost in zip(changed, wrong, strict=True))
+        numbers = Counter(compress(by, changed))
+        return Counter({self._causes[number]: count for number, count in numbers.items()})
+
+    def _touched(self) -> list[slice]:
+        """The stretches in which what is expected may differ from what was on disk, none twice."""
+        fields = (a - self.base for a, width in self._moved for a in range(a, a + width))
+        moved = [at << _LENGTH_BITS | 1 for at in fields if 0 <= at < len(self.expected)]
+        result = []
+        end = 0
+        for packed in sorted([*self._laid, *moved]):
+            start = packed >> _LENGTH_BITS
+            stop = start + (packed & _LENGTH_MASK)
+            if start < end:
+                start = end
+            if stop > start:
+                result.append(slice(start, stop))
+                end = stop
+        return result
+
+
+def _parts(text: bytes | bytearray, spans: list[slice]) -> bytes:
+    return b"".join(map(bytes(text).__getitem__, spans))
+
+
+def _different(one: bytes | bytearray, two: bytes | bytearray) -> bytes:
+    """A byte for each of two strings of one length, 0 where they are the same."""
+    mixed = int.from_bytes(one, "little") ^ int.from_bytes(two, "little")
+    return mixed.to_bytes(len(one), "little")
 
 
 def _runs(one: bytes | bytearray, two: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Where two byte strings of one length differ."""
-    if one != two:
-        mixed = int.from_bytes(one, "little") ^ int.from_bytes(two, "little")
-        yield from runs_of(mixed.to_bytes(len(one), "little"))
+    if one == two:
+        return
+    start = stop = 0
+    for at in range(0, len(one), _PIECE):
+        first, second = one[at : at + _PIECE], two[at : at + _PIECE]
+        if first != second:
+            for low, high in runs_of(_different(first, second)):
+                if at + low != stop:
+                    if stop > start:
+                        yield start, stop
+                    start = at + low
+                stop = at + high
+    if stop > start:
+        yield start, stop
 
 
 def runs_of(mask: bytes) -> Iterator[tuple[int, int]]:

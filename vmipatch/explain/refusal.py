@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import compress, islice
+from operator import eq
 
 from vmipatch.errors import AddressError, ImageError
 from vmipatch.explain.memory import PAGE, Memory, Region
@@ -47,8 +48,9 @@ def agreement(running: Running, text: Section) -> float | None:
             return None
         disk = image.data[text.offset + page * PAGE : text.offset + page * PAGE + length]
         # Padding agrees with anything that is padding too: only bytes that are something count.
-        same += sum(a == b for a, b in zip(disk, found, strict=True) if a)
-        total += sum(map(bool, disk))
+        something = len(disk) - disk.count(0)
+        same += something if disk == found else sum(compress(map(eq, disk, found), disk))
+        total += something
     return same / total if total else None
 
 

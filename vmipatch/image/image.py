@@ -40,6 +40,7 @@ class Image:
     ``reconstructed`` the file has no section headers: :attr:`sections` are made
                     up from symbols and, where tables were looked for, from content;
     ``searched``    the families of tables that were looked for by content.
+    ``memory``      ``data`` as :meth:`read` gives it: of a module with its own relocations applied.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Image:
         self.searched: set[str] = set()
         self._file = file
         self._linked = linked
-        self._memory: bytes | bytearray | mmap = linked.memory if linked else data
+        self.memory: bytes | bytearray | mmap = linked.memory if linked else data
+        # Of the segment that answered last: its first address and its end, and what its offsets are above them.
+        self._last = (0, 0, 0)
         self._system_map = system_map
 
     def __repr__(self) -> str:
@@ -145,8 +148,15 @@ class Image:
     def _physical_to_virtual(self) -> AddressMap:
         return AddressMap((s.physical, s.address, s.memory_size) for s in self.segments)
 
-    def _locate(self, address: int, length: int) -> int:
+    def locate(self, address: int, length: int) -> int:
+        """The offset of ``length`` bytes from a virtual address; :class:`AddressError` unless the file has them all."""
+        low, high, move = self._last
+        if low <= address and address + length <= high:
+            return address + move
         segments, sections = self._virtual_to_offset
+        around = segments.around(address)
+        if around is not None:
+            self._last = around
         offset = segments.find(address, length)
         if offset is None:
             offset = sections.find(address, length)
@@ -161,7 +171,7 @@ class Image:
 
         Per-cpu data of x86-64 has two addresses: the one that it is linked at, and where it is loaded.
         """
-        return self._locate(address, 1)
+        return self.locate(address, 1)
 
     def address_of(self, offset: int) -> int:
         """Offset in :attr:`data` to virtual address; :class:`AddressError` if that byte is not loaded."""
@@ -194,8 +204,8 @@ class Image:
         """
         if length <= 0:
             return b""
-        offset = self._locate(address, length)
-        return bytes(self._memory[offset : offset + length])
+        offset = self.locate(address, length)
+        return bytes(self.memory[offset : offset + length])
 
     # What the image says of itself
 
@@ -220,7 +230,7 @@ class Image:
 
         # Nothing of it may refer to the image, which would then live until it is collected as a cycle.
         loaders = origins.loaders(
-            path=self.path, bits=self.bits, data=self.data, memory=self._memory, sections=self.sections,
+            path=self.path, bits=self.bits, data=self.data, memory=self.memory, sections=self.sections,
             section_map=self._section_map, windows=self._windows, place=place, module=self.container == "module",
             system_map=self._system_map,
         )  # fmt: skip

@@ -26,7 +26,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import accumulate, islice
 from mmap import mmap
@@ -48,6 +48,7 @@ _MAX_HITS, _MAX_TABLES, _MAX_MARKERS, _MAX_PLACES, _MAX_WALKS = 1000, 2, 8, 500,
 _MAX_EXPANDED = 1 << 26
 # Names that are searched for in the text of all; who asks for more gets an index, which takes as long as these do.
 _SEARCHED = 16
+_SAMPLED = 256
 # The first two markers, 0 and then a number from _MIN_BLOCK to about _MAX_BLOCK; looked for in steps.
 _FIRST_MARKERS = re.compile(rb"(?=\0\0\0\0.(?:[\2-\xff]\0|.[\1\2])\0|\0{8}.(?:[\2-\xff]\0|.[\1\2])\0)", re.DOTALL)
 _STEP = 1 << 18
@@ -61,12 +62,16 @@ Place = Callable[[int], int | None]
 class Kallsyms:
     """The decoded table; ``addresses`` are virtual and ascending."""
 
-    def __init__(self, addresses: list[int], names: bytes, starts: list[int], tokens: list[str]) -> None:
+    def __init__(
+        self, addresses: list[int], names: bytes, starts: list[int], tokens: list[str], orders: Iterable[bytes] = ()
+    ) -> None:
+        """``orders`` are what may be the symbols' numbers in order of name, three bytes each."""
         self.addresses = addresses
         self._names = names
         self._starts = starts
         self._tokens = tokens
         self._asked = 0
+        self._order = next((order for order in orders if self._is_order(order)), None)
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -101,6 +106,21 @@ class Kallsyms:
 
     def lookup(self, name: str) -> int | None:
         """The address of a name; of symbols with one name the lowest global one, else the lowest."""
+        return self._searched(name) if self._order is None else self._by_order(self._order, name)
+
+    def _by_order(self, order: bytes, name: str) -> int | None:
+        """As the kernel itself looks a name up (kallsyms_lookup_names of kernel/kallsyms.c)."""
+        found = []
+        for place in range(bisect_left(range(len(self)), name, key=self._name_in_order), len(self)):
+            number = self._number(order, place)
+            entry = self.entry(number)
+            if entry[1:] != name:
+                break
+            found.append((not entry[:1].isupper(), self.addresses[number]))
+        return min(found)[1] if found else None
+
+    def _searched(self, name: str) -> int | None:
+        """In the text of all names, or from an index of them where many are asked for."""
         self._asked += 1
         if self._asked > _SEARCHED:
             return self._by_name.get(name)
@@ -115,6 +135,26 @@ class Kallsyms:
                     break
             at = self._text.find(f"{name}\n", at + 1)
         return lowest
+
+    def _name_in_order(self, place: int) -> str:
+        assert self._order is not None
+        return self.entry(self._number(self._order, place))[1:]
+
+    def _number(self, order: bytes, place: int) -> int:
+        """The number of the symbol that stands at a place in the order of names."""
+        return min(int.from_bytes(order[3 * place : 3 * place + 3], "big"), len(self) - 1)
+
+    def _is_order(self, order: bytes) -> bool:
+        """Whether the bytes are such an order, by some of the names."""
+        count = len(self)
+        if len(order) != 3 * count:
+            return False
+        sample = range(0, count, max(1, count // _SAMPLED))
+        numbers = [int.from_bytes(order[3 * i : 3 * i + 3], "big") for i in sample]
+        if max(numbers) >= count or len(set(numbers)) < len(numbers):
+            return False
+        names = [self.entry(number)[1:] for number in numbers]
+        return names == sorted(names)
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
@@ -177,8 +217,22 @@ def _around(
             names = data[names_at:markers_at]
             if longest * len(names) > _MAX_EXPANDED and sum(len(tokens[n]) for n in names) > _MAX_EXPANDED:
                 continue
-            return Kallsyms(addresses, names, starts, tokens)
+            places = _order_places(markers_at, len(markers), len(addresses), index_end, long)
+            orders = (data[at : at + 3 * len(addresses)] for at in places)
+            return Kallsyms(addresses, names, starts, tokens, orders)
     return None
+
+
+def _order_places(markers_at: int, markers: int, count: int, index_end: int, long: int) -> Iterator[int]:
+    """Where the symbols' numbers in order of name may begin: behind the markers, or behind the addresses."""
+    for size in sorted({4, long}):
+        yield -(-(markers_at + size * markers) // long) * long
+    for alignment in sorted({4, long}):
+        first = -(-index_end // alignment) * alignment
+        for size in sorted({4, long}):
+            behind = -(-(first + size * count) // alignment) * alignment
+            yield behind
+            yield behind + long
 
 
 def _markers(data: bytes | mmap, table: int, long: int) -> Iterator[tuple[int, tuple[int, ...]]]:

@@ -39,13 +39,14 @@ def parse(tail: bytes, bits: int) -> Relocations | None:
         return None
     lists: list[tuple[int, ...]] = []
     start = 1
-    mask = (1 << bits) - 1
+    whole = 1 << bits
     while True:
         try:
             stop = words.index(0, start)
         except ValueError:
             stop = len(words)
-        lists.append(tuple([word & mask for word in words[start:stop]]))
+        # Nearly all are negative, and that is quicker than to mask each.
+        lists.append(tuple([word + whole if word < 0 else word for word in words[start:stop]]))
         if stop == len(words):
             break
         if len(lists) == 3:

@@ -133,6 +133,15 @@ class AddressMap:
             return None
         return other + position - start
 
+    def around(self, position: int) -> tuple[int, int, int] | None:
+        """Of the range that answers for a position: first and end of what it answers for alone, and what to add."""
+        i = bisect_right(self._starts, position) - 1
+        if i < 0:
+            return None
+        start, other, size = self._ranges[i]
+        stop = min([start + size, *self._starts[i + 1 : i + 2]])
+        return (start, stop, other - start) if position < stop else None
+
 
 class SectionMap:
     """Which section is in memory at an address."""

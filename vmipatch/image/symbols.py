@@ -79,6 +79,7 @@ class Symbols:
         self._sections = sections
         self._low = self._high = 0
         self._names: dict[tuple[int, int], str] = {}
+        self._addresses: dict[str, int | None] = {}
 
     def _source(self, name: str) -> Source | None:
         if name not in self._loaded:
@@ -98,13 +99,11 @@ class Symbols:
 
     def lookup(self, name: str) -> int | None:
         """The virtual address of a symbol, or None; of several of one name a global one, else the lowest."""
-        for origin in _BY_NAME:
-            source = self._source(origin)
-            if source is not None:
-                address = source.lookup(name)
-                if address is not None:
-                    return address
-        return None
+        if name not in self._addresses:
+            sources = (source for origin in _BY_NAME if (source := self._source(origin)) is not None)
+            found = (address for source in sources if (address := source.lookup(name)) is not None)
+            self._addresses[name] = next(found, None)
+        return self._addresses[name]
 
     def at(self, address: int) -> tuple[str, int] | None:
         """The symbol that a virtual address is in or after, and the distance from it in bytes.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmipatch.errors import PatchError
 
 CALL, JMP, JMP_SHORT = 0xE8, 0xE9, 0xEB
@@ -22,6 +24,15 @@ def near(opcode: int, address: int, target: int, bits: int) -> bytes:
     if bits == 64 and signed32(distance) != distance:
         raise PatchError(f"the target {target:#x} is out of reach of a near branch", address=address)
     return bytes((opcode,)) + (distance & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def near_all(opcode: int, addresses: Sequence[int], target: int, bits: int) -> list[bytes]:
+    """What :func:`near` gives at each of many addresses."""
+    if addresses:
+        for farthest in (min(addresses), max(addresses)):
+            near(opcode, farthest, target, bits)
+    first, end = bytes((opcode,)), target - CALL_SIZE
+    return [first + (end - address & 0xFFFFFFFF).to_bytes(4, "little") for address in addresses]
 
 
 def target_of(code: bytes, address: int, bits: int) -> int | None:

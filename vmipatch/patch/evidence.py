@@ -18,6 +18,7 @@ from vmipatch.annotate import Scan, Site
 from vmipatch.annotate.features import numbers
 from vmipatch.annotate.site import Alternative
 from vmipatch.image import Image
+from vmipatch.image.search import find_all
 from vmipatch.isa import nops as nop_tables
 from vmipatch.patch.rules import Rules, Version, choose, parse_version
 
@@ -118,11 +119,9 @@ def _immediates(image: Image, value: bytes) -> int:
     """How many instructions of a compare or a move have this 32-bit immediate, as far as the bytes before it tell."""
     found, data = 0, image.data
     for start, end in _code(image):
-        at = data.find(value, max(start + 1, 2), end)
-        while at >= 0:
+        for at in find_all(data, value, max(start + 1, 2), end, limit=end):
             opcode, last = data[at - 2], data[at - 1]
             found += last == _COMPARE_EAX or _MOVE <= last < _MOVE + 8 or (opcode == _COMPARE and last >= 0xF8)
-            at = data.find(value, at + 1, end)
     return found
 
 
@@ -182,10 +181,11 @@ def _code(image: Image) -> Iterator[tuple[int, int]]:
 
 def _has(image: Image, value: bytes) -> bool:
     """Whether the image's constants and initialised data have these bytes; all of it where it has no sections."""
-    if not image.sections:
-        return image.data.find(value) >= 0
-    return any(
-        image.data.find(value, section.offset, section.offset + section.file_size) >= 0
+    ranges = [
+        (section.offset, section.offset + section.file_size)
         for section in image.sections
         if section.alloc and section.file_size and section.name in _CONSTANTS
-    )
+    ]
+    if not image.sections:
+        ranges = [(0, len(image.data))]
+    return any(True for start, end in ranges for _ in find_all(image.data, value, start, end, limit=1))

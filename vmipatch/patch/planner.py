@@ -91,7 +91,7 @@ def _planned(
     if on_rom is not None:
         patches += rom.plan_vmi(text, scan.of("vmi"), on_rom)
         patches += afterburn.plan(text, scan.of("afterburn"), on_rom)
-    if not {s.family for s in scan.sites} & set(AT_BOOT):
+    if not any(scan.of(family) for family in AT_BOOT):
         if on_rom is not None and not patches:
             raise PatchError("no site of this image can call a ROM", file=image.path)
         return Plan(tuple(patches))

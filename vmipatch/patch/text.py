@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from vmipatch.annotate import Site
 from vmipatch.image import Image
+
+_PAGE = 1 << 12
 
 
 class Text:
@@ -10,25 +15,54 @@ class Text:
 
     def __init__(self, image: Image) -> None:
         self.image = image
-        self.written: dict[int, int] = {}
+        # Copies of the pages that were written to, by their number in the image's bytes.
+        self._pages: dict[int, bytearray] = {}
 
     def read(self, address: int, length: int) -> bytes:
         """Bytes at a virtual address as they are now; :class:`AddressError` outside the image."""
-        data = self.image.read(address, length)
-        written = self.written
-        if not written:
-            return data
-        if length == 1:
-            return bytes((written.get(address, data[0]),))
-        touched = [i for i in range(length) if address + i in written]
-        if not touched:
-            return data
-        changed = bytearray(data)
-        for i in touched:
-            changed[i] = written[address + i]
-        return bytes(changed)
+        if length <= 0:
+            return b""
+        offset = self.image.locate(address, length)
+        number, at = divmod(offset, _PAGE)
+        if at + length > _PAGE:
+            rest = _PAGE - at
+            return self.read(address, rest) + self.read(address + rest, length - rest)
+        page = self._pages.get(number)
+        return bytes(self.image.memory[offset : offset + length] if page is None else page[at : at + length])
 
     def write(self, address: int, new: bytes) -> None:
-        """Lay bytes over the image at a virtual address."""
-        for i, byte in enumerate(new):
-            self.written[address + i] = byte
+        """Lay bytes over the image at a virtual address; :class:`AddressError` outside it."""
+        length = len(new)
+        if not length:
+            return
+        number, at = divmod(self.image.locate(address, length), _PAGE)
+        if at + length > _PAGE:
+            rest = _PAGE - at
+            self.write(address, new[:rest])
+            self.write(address + rest, new[rest:])
+            return
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages[number] = bytearray(self.image.memory[number * _PAGE : (number + 1) * _PAGE])
+        page[at : at + length] = new
+
+    def write_all(self, places: Iterable[tuple[int, bytes]]) -> None:
+        """What :meth:`write` does, at each of many addresses."""
+        locate, pages = self.image.locate, self._pages
+        for address, new in places:
+            length = len(new)
+            offset = locate(address, length)
+            at = offset % _PAGE
+            page = pages.get(offset // _PAGE) if at + length <= _PAGE else None
+            if page is None:
+                self.write(address, new)
+            else:
+                page[at : at + length] = new
+
+    def read_all(self, sites: Iterable[Site]) -> list[bytes]:
+        """The bytes of many sites, as they are now; :class:`AddressError` outside the image."""
+        locate, memory = self.image.locate, self.image.memory
+        if self._pages:
+            return [self.read(site.address, site.length) for site in sites]
+        offsets = ((locate(site.address, site.length), site.length) for site in sites)
+        return [bytes(memory[at : at + length]) for at, length in offsets]

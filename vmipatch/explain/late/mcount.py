@@ -29,8 +29,7 @@ class McountCalls(LateFamily):
             return tally
         nop = five_byte_nop(live.boot.nops)
         cause = ground.cause(self.family)
-        for site in sites:
-            ground.lay(site.address, nop, cause)
+        ground.lay_all(((site.address, nop) for site in sites), cause)
         tally.states["nop"] = len(sites)
         return tally
 

@@ -23,15 +23,23 @@ ITS_HALF = 0x20
 """Indirect Target Selection strikes branches in the lower half of a cache line: this bit of their address is clear."""
 
 
-def form_at(address: int, thunk: int | None, its: int | None, bits: int) -> bytes:
-    """The five bytes of a return at a virtual address; ``thunk`` None means a plain return.
+def forms_at(addresses: Sequence[int], thunk: int | None, its: int | None, bits: int) -> list[bytes]:
+    """The five bytes of a return at each of many virtual addresses; ``thunk`` None means a plain return.
 
     ``its`` is the address of the thunk against Indirect Target Selection, which is used
     only where that can happen (``cpu_wants_rethunk_at``).
     """
-    if thunk is None or (thunk == its and address & ITS_HALF):
-        return RET
-    return branch.near(branch.JMP, address, thunk, bits)
+    if thunk is None:
+        return [RET] * len(addresses)
+    jumps = branch.near_all(branch.JMP, addresses, thunk, bits)
+    if thunk != its:
+        return jumps
+    return [RET if address & ITS_HALF else jump for address, jump in zip(addresses, jumps, strict=True)]
+
+
+def form_at(address: int, thunk: int | None, its: int | None, bits: int) -> bytes:
+    """What :func:`forms_at` gives at one address."""
+    return forms_at((address,), thunk, its, bits)[0]
 
 
 def thunk_of(boot: Boot) -> int | None:
@@ -62,15 +70,20 @@ class Returns(Pass):
         name = named[0] if named is not None and named[1] == 0 else f"{thunk or 0:#x}"
         plain = Cause(self.family, "return", "a return")
         jump = Cause(self.family, "return", f"a jump to {name}")
+        # The kernel skips what is no jump, and so an address that the table has twice.
+        places: dict[int, Site] = {}
         for site in sites:
-            form = form_at(site.address, thunk, its, bits)
-            old = text.read(site.address, site.length)
-            if old[site.length - branch.CALL_SIZE] != branch.JMP:
-                continue
-            # A jump with a prefix leaves a byte for one more INT3.
-            new = form.ljust(site.length, RET[1:2])
-            text.write(site.address, new)
-            yield Patch(site.address, old, new, plain if form is RET else jump, site)
+            places.setdefault(site.address, site)
+        kept = places.values()
+        olds, forms = text.read_all(kept), forms_at(list(places), thunk, its, bits)
+        # A jump with a prefix leaves a byte for one more INT3.
+        patches = [
+            Patch(site.address, old, form.ljust(site.length, RET[1:2]), plain if form is RET else jump, site)
+            for site, old, form in zip(kept, olds, forms, strict=True)
+            if old[site.length - branch.CALL_SIZE] == branch.JMP
+        ]
+        text.write_all((patch.address, patch.new) for patch in patches)
+        yield from patches
 
     def kept(self, sites: Sequence[Site]) -> frozenset[int]:
         """The thunk that returns go to until they are patched: from 6.9 on it is an alternative itself."""
