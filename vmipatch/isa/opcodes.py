@@ -197,7 +197,10 @@ def _parts(code: bytes | bytearray, bits: int) -> Parts | None:
     if not rex and not legacy & _NOT_BEFORE_VEX:
         for extended in known.extended:
             length = len(extended.before)
-            if all(code[at + i] in values for i, values in enumerate(extended.before)):
+            # Nearly every instruction fails at the first.
+            if code[at] in extended.before[0] and all(
+                code[at + i] in values for i, values in enumerate(extended.before)
+            ):
                 opcode = code[at + length]
                 form = Form(extended.forms[opcode], None, branch=False)
                 after = at + length + 1

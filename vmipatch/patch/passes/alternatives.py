@@ -15,7 +15,7 @@ from vmipatch.annotate.features import feature_name
 from vmipatch.annotate.site import Alternative
 from vmipatch.errors import PatchError
 from vmipatch.image import Image
-from vmipatch.isa import branch, decode
+from vmipatch.isa import branch, opcodes
 from vmipatch.isa.nops import NopTable
 from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.passes import relocate
@@ -170,8 +170,8 @@ def join_nops(code: bytes, bits: int, nops: NopTable) -> bytes:
                 result[position:run] = nops.fill(run - position)
             position = run
             continue
-        sizes = decode.lengths(code[position : position + 15], bits)
-        if not sizes:
+        parts = opcodes.parts(code, bits, position)
+        if parts is None:
             break
-        position += sizes[0]
+        position += parts.size
     return bytes(result)
