@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from vmipatch.image import open_image
 
-CASES = 1000
+# VMIPATCH_FUZZ_CASES raises it, for long runs.
+CASES = int(os.environ.get("VMIPATCH_FUZZ_CASES", "1000"))
 
 
 def test_the_images_that_are_mutated_open_whole(tmp_path: Path) -> None:
@@ -24,7 +26,9 @@ def test_the_images_that_are_mutated_open_whole(tmp_path: Path) -> None:
         path.write_bytes(data)
         image = open_image(path)
         assert image.sections
-        if image.container != "module":
+        if image.reconstructed:
+            assert image.symbols.sources == ("kallsyms",)
+        elif image.container != "module":
             assert image.symbols.sources == ("symtab", "kallsyms", "exports")
 
 
@@ -34,9 +38,9 @@ def test_mutated_images(tmp_path: Path, seed: int) -> None:
     accepted = 0
     for data, base in itertools.islice(fuzz.cases(seed, fuzz.seeds()), CASES):
         path.write_bytes(data)
-        start = time.monotonic()
+        start = time.process_time()
         accepted += fuzz.exercise(path, base)
-        assert time.monotonic() - start < fuzz.MAX_SECONDS
+        assert time.process_time() - start < fuzz.MAX_SECONDS
     # Damage that is refused at the door tries nothing behind it.
     assert CASES // 10 < accepted < CASES
 

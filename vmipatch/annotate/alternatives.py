@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 from vmipatch.annotate.features import feature_name
 from vmipatch.annotate.site import Alternative, Site
@@ -25,7 +26,9 @@ MOST_FEATURES = 1024
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every alternative that the image's tables name, in table order."""
     code, replacements = Code(image), Code(image)
-    bits, version = image.bits, image.version
+    version = image.version
+    # The same few instructions stand at thousands of sites.
+    covers = cache(partial(decode.covers, bits=image.bits))
 
     def check(layout: Layout, values: tuple[int, ...]) -> Reason | None:
         site = unpack(layout, values)
@@ -46,7 +49,7 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         reason = code.executable(address, length)
         if reason is not None:
             return reason
-        if not decode.covers(image.read(address, length), bits):
+        if not covers(image.read(address, length)):
             return Reason("site-not-instructions", f"{length} bytes at {address:#x} are no whole instructions")
         return None
 

@@ -48,6 +48,9 @@ class CodeBytes:
         self.ranges = ranges
         odd = [s for s in image.sections if s.may_hold_code and not s.exec and s.file_size]
         self._readable = [*ranges, *((s.address, s.end, s.offset, s.name) for s in odd)]
+        # Most of what is asked while a table is searched lies nowhere near.
+        self.low = min((r[0] for r in self._readable), default=0)
+        self.high = max((r[1] for r in self._readable), default=0)
         self._data = image.data
         self._image = image if image.container == "module" else None
         # The largest, which holds nearly all that is asked for; none of it where each read needs the image.
@@ -58,9 +61,10 @@ class CodeBytes:
 
     def offset(self, address: int, length: int) -> int:
         """The offset in the image's data of ``length`` instruction bytes at an address, or -1."""
-        for start, end, offset, _ in self._readable:
-            if start <= address and address + length <= end:
-                return address - start + offset
+        if self.low <= address < self.high:
+            for start, end, offset, _ in self._readable:
+                if start <= address and address + length <= end:
+                    return address - start + offset
         return -1
 
     def read(self, address: int, length: int) -> bytes:

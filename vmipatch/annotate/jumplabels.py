@@ -75,13 +75,19 @@ def _tables(image: Image, code: CodeBytes) -> list[Found]:
     module = image.container == "module"
 
     def validator(layout: Layout) -> Valid:
-        form, relative = layout.form, layout.relative
+        unpack, relative = layout.form.unpack_from, bool(layout.relative)
+        places = dict(layout.relative)
+        target_at, key_at = places.get(1, 0), places.get(2, 0)
+        low, high = code.low, code.high
 
         def valid(start: int, data: bytes, at: int) -> bool:
-            values = list(form.unpack_from(data, at))
-            for position, offset in relative:
-                values[position] = (values[position] + start + offset) & mask
-            address, target, key = values
+            address, target, key = unpack(data, at)
+            if relative:
+                address = (address + start) & mask
+            if not low <= address < high:
+                return False
+            if relative:
+                target, key = (target + start + target_at) & mask, (key + start + key_at) & mask
             body = code.read(address, 5) or code.read(address, 2)
             length = branch_length(body)
             if not length or code.offset(target, 1) < 0:

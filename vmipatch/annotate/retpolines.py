@@ -29,10 +29,12 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
 
 def count(image: Image) -> FamilyScan:
     """The tables alone."""
-    return codesites.count(image, FAMILY, _reader(image), "retpoline-no-branch")
+    # To count, no register is wanted, whose thunk only the image's symbols tell: they need not be read for it.
+    named = image.reconstructed
+    return codesites.count(image, FAMILY, _reader(image, named=named), "retpoline-no-branch")
 
 
-def _reader(image: Image) -> codesites.Read:
+def _reader(image: Image, *, named: bool = True) -> codesites.Read:
     bits = image.bits
     spec = facts.load("tables", FAMILY)
     stride = spec["stride"]
@@ -40,6 +42,8 @@ def _reader(image: Image) -> codesites.Read:
     @cache
     def first() -> int | None:
         """Where the thunks begin; names are looked up only for a kernel that has sites."""
+        if not named:
+            return None
         return next((a for name in spec["array"] if (a := image.symbols.lookup(name)) is not None), None)
 
     known: dict[tuple[int, str, int], tuple[int, str, Detail]] = {}

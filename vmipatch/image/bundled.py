@@ -42,7 +42,7 @@ def find(data: bytes | mmap, path: str, headers: Elf) -> tuple[Segment, tuple[Se
     base -= base % _ALIGN
     _, segment = raw.segment(base, size, file=path)
     segment = Segment(base, segment.physical, start, size, size, segment.flags)
-    return segment, reconstruct.sections((segment,), table)
+    return segment, reconstruct.sections(data, (segment,), table)
 
 
 def _symbol(data: bytes | mmap, headers: Elf) -> tuple[int, int] | None:

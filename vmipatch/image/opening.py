@@ -127,7 +127,7 @@ def _elf(
 
 def _made_up(data: bytes | mmap, bits: int, segments: tuple[Segment, ...]) -> tuple[Section, ...]:
     place = AddressMap((s.offset, s.address, s.file_size) for s in segments).find
-    return reconstruct.sections(segments, kallsyms.find(data, bits, [(0, len(data))], place))
+    return reconstruct.sections(data, segments, kallsyms.find(data, bits, [(0, len(data))], place))
 
 
 def _unified(name: str, file: mmap, system_map: StrPath | None) -> Image:

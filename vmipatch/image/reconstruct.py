@@ -9,18 +9,21 @@ adds them here.  Imports facts and its sisters in ``image/``.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from mmap import mmap
 
 from vmipatch import facts
 from vmipatch.image.kallsyms import Kallsyms
 from vmipatch.image.model import SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_PROGBITS, Section, Segment
 
 _START, _STOP = "__start_", "__stop_"
+_EXPORTS, _MAX_NAME = ("__ksymtab", "__ksymtab_gpl"), 512
 
 
-def sections(segments: tuple[Segment, ...], symbols: Kallsyms | None) -> tuple[Section, ...]:
+def sections(data: bytes | mmap, segments: tuple[Segment, ...], symbols: Kallsyms | None) -> tuple[Section, ...]:
     """Sections that cover every byte of the segments, in the order of their addresses; ``index`` counts from 1."""
     found: list[Section] = []
     for segment in segments:
@@ -39,6 +42,9 @@ def sections(segments: tuple[Segment, ...], symbols: Kallsyms | None) -> tuple[S
         # The large first: the smaller ones are cut out of them.
         for part in sorted(_parts(symbols), key=lambda s: -s.size):
             found = list(add(found, part))
+        names = _export_names(data, found)
+        if names is not None:
+            found = list(add(found, names))
     return tuple(replace(s, index=i) for i, s in enumerate(sorted(found, key=lambda s: s.address), 1))
 
 
@@ -54,7 +60,7 @@ def add(into: Iterable[Section], part: Section) -> Iterator[Section]:
             yield replace(section, size=before)
         yield replace(part, offset=at)
         if part.end < section.end:
-            rest = section.name if not before else f"{section.name}+{part.end - section.address:#x}"
+            rest = section.name if not before else f"{section.name.split('@')[0]}@{part.end:x}"
             yield replace(section, name=rest, address=part.end, offset=at + part.size, size=section.end - part.end)
 
 
@@ -78,6 +84,28 @@ def _parts(symbols: Kallsyms) -> Iterator[Section]:
         name = entry[1:].removeprefix(_START)
         if len(name) < len(entry) - 1 and any(fnmatchcase(name, pattern) for pattern in patterns if "*" in pattern):
             yield from _part(name, symbols.lookup(_START + name), symbols.lookup(_STOP + name), SHF_ALLOC)
+
+
+def _export_names(data: bytes | mmap, found: list[Section]) -> Section | None:
+    """The strings that the relative entries of ``__ksymtab*`` name, which no symbol bounds; None without those."""
+    for fields in (3, 2):
+        places = []
+        for table in found:
+            if table.name in _EXPORTS and not table.size % (4 * fields):
+                blob = data[table.offset : table.offset + table.size]
+                own = range(table.address + 4, table.end, 4 * fields)
+                places += [at + row[1] for at, row in zip(own, struct.iter_unpack(f"<{fields}i", blob), strict=True)]
+        if not places:
+            continue
+        low, high = min(places), max(places)
+        holder = next((s for s in found if s.file_size and s.address <= low and high < s.end), None)
+        if holder is None:
+            continue
+        last = holder.offset + high - holder.address
+        stop = data.find(b"\0", last, last + _MAX_NAME)
+        if stop > last:
+            return Section("__ksymtab_strings", low, 0, high + stop + 1 - last - low, SHF_ALLOC, SHT_PROGBITS)
+    return None
 
 
 def _part(name: str, start: int | None, end: int | None, flags: int) -> Iterator[Section]:

@@ -78,6 +78,9 @@ class Symbols:
         self._loaded: dict[str, Source | None] = {}
         self._sections = sections
         self._low = self._high = 0
+        # The last answer: the symbol from its address up to the next one's.
+        self._start = self._stop = 0
+        self._name = ""
         self._names: dict[tuple[int, int], str] = {}
         self._addresses: dict[str, int | None] = {}
 
@@ -111,16 +114,22 @@ class Symbols:
         The nearest symbol of any source that is not in another section; None where there is none.
         Exports name only some of the data, so a large distance means little there.
         """
+        # Addresses are mostly asked in ascending order: the answer is kept up to the next symbol.
+        if self._start <= address < self._stop and self._low <= address < self._high:
+            return self._name, address - self._start
         best, start, index = -1, -1, 0
+        stop = 1 << 64
         for i, source in enumerate(self._found):
-            number = source.floor(address)
-            if number >= 0:
-                begin = source.addresses[number]
+            places = source.addresses
+            after = bisect_right(places, address)
+            if after < len(places):
+                stop = min(stop, places[after])
+            if after:
+                begin = places[after - 1]
                 if begin > start:
-                    best, start, index = i, begin, number
+                    best, start, index = i, begin, bisect_left(places, begin, 0, after)
         if best < 0:
             return None
-        # Addresses are mostly asked in ascending order: the section is kept.
         if not self._low <= address < self._high:
             section = self._sections.at(address)
             if section is not None:
@@ -132,6 +141,7 @@ class Symbols:
         name = self._names.get((best, index))
         if name is None:
             name = self._names[best, index] = self._found[best].entry(index)[1:]
+        self._start, self._stop, self._name = start, stop, name
         return name, address - start
 
     def addresses(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Any
 
 from vmipatch.annotate import Finding, Scan, Site
@@ -56,6 +57,7 @@ def finding_record(finding: Finding) -> dict[str, Any]:
 
 def as_json(image: Image, scan: Scan, *, sites: bool = True) -> None:
     """One JSON document on standard output."""
+    counts = Counter((s.family, s.table) for s in scan.sites)
     record = {
         "schema": "vmipatch.scan/1",
         "image": image_record(image),
@@ -69,7 +71,7 @@ def as_json(image: Image, scan: Scan, *, sites: bool = True) -> None:
                 "address_hex": f"{t.address:#x}",
                 "size": t.size,
                 "sealed": t.sealed,
-                "sites": sum(1 for s in scan.sites if s.family == t.family and s.table == t.section),
+                "sites": counts[t.family, t.section],
             }
             for t in scan.tables
         ],
@@ -83,8 +85,9 @@ def as_table(image: Image, scan: Scan, *, sites: bool = True) -> None:
     """Tables, sites and findings for a person; findings on standard error."""
     out = sys.stdout
     out.write(f"{image.path}: {image.container}, {image.bits}-bit, {image.banner or 'no Linux banner'}\n")
+    counts = Counter((s.family, s.table) for s in scan.sites)
     for t in scan.tables:
-        count = sum(1 for s in scan.sites if s.family == t.family and s.table == t.section)
+        count = counts[t.family, t.section]
         note = "sealed" if t.sealed else t.layout or "unreadable"
         out.write(f"  {t.section:<22} {count:>7} sites  {t.count:>7} entries  {note}\n")
     if not scan.tables:
