@@ -22,6 +22,9 @@ ALTERNATIVE_SIZE = {
     "5.10-686-pae": 12,
     "5.10-amd64": 12,
     "6.12-amd64": 14,
+    "6.18-alpine": 14,
+    "7.2-amd64": 14,
+    "7.3-amd64": 14,
 }
 FAMILIES = ("parainstructions", "altinstructions", "smp_locks")
 

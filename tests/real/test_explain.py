@@ -17,11 +17,13 @@ import pytest
 
 from tests.corewriter import core
 
+from . import livepatch
 from .conftest import Cli, RealKernel
 from .dumps import (
     QUICK,
     TRACED_686,
     TRACED_AMD64,
+    TRACING_7,
     Dumped,
     Run,
     explained,
@@ -180,7 +182,14 @@ def test_memory_as_kdump_and_kcore_lay_it_out(
     assert time.monotonic() - started < 60
 
 
-TRACED = ((TRACED_686, Run("686", "qemu32", 1), 0x24, 0), (TRACED_AMD64, Run("amd64", "qemu64", 1), 0x24, 0))
+TRACED = (
+    (TRACED_686, Run("686", "qemu32", 1), 0x24, 0),
+    (TRACED_AMD64, Run("amd64", "qemu64", 1), 0x24, 0),
+    *(
+        (Run(kernel, "Skylake-Client", 1, append=f"{TRACING_7} {QUICK}"), variants(kernel)["Skylake-Client"], 0x10, 4)
+        for kernel in ("7.2-cloud", "7.3-cloud")
+    ),
+)
 
 
 @pytest.mark.parametrize(("run", "quiet", "detour", "entry"), TRACED, ids=str)
@@ -210,14 +219,17 @@ def test_tracing_and_probing_are_named_on_evidence(
 
 @pytest.mark.parametrize("kernel_name", ["7.2-cloud", "7.3-cloud"])
 def test_a_live_patched_function_is_named_on_evidence(
-    kernel_name: str, real_kernel: Get, dumped: Dumped, cli: Cli
+    kernel_name: str, real_kernel: Get, dumped: Dumped, initrd: Initrd, cli: Cli, tmp_path: Path
 ) -> None:
     """The function's ftrace site calls the live patch's handler: a detour that the dump's own ftrace_ops own."""
     kernel = real_kernel(kernel_name)
     quiet = variants(kernel_name)["Skylake-Client"]
     run = dataclasses.replace(quiet, livepatch="cmdline_proc_show")
-    answer = explained(cli, kernel, dumped(run))
+    core = dumped(run)
+    (tmp_path / f"{livepatch.NAME}.ko").write_bytes(livepatch.build(kernel.kernel, run.livepatch, tmp_path))
+    answer = explained(cli, kernel, core, "--modules", tmp_path)
     assert answer["bytes"]["unexplained"] == 0
+    assert [(m["name"], m["bytes"]["unexplained"]) for m in answer["modules"]] == [(livepatch.NAME, 0)]
     site = ("ftrace", "cmdline_proc_show", 4)
     assert site in {(p["cause"], p["symbol"], p["offset"]) for p in answer["proved"]}
     before = explained(cli, kernel, dumped(quiet))
