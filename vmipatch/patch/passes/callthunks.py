@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from vmipatch.annotate import Site
-from vmipatch.annotate.site import Place
+from vmipatch.annotate.site import Alternative, Place
 from vmipatch.errors import AddressError
 from vmipatch.image import Image
 from vmipatch.isa import branch
@@ -235,6 +235,15 @@ class CallThunks(Pass):
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
         """Calls are counted, or not."""
         number = rules.bit(FEATURE)
-        if number is None or _thunks(image, rules.name) is None:
+        if number is None or _thunks(image, rules.name) is None or not any(_may_call(image, s) for s in sites):
             return []
         return [[Choice("calls not counted", ((number, False),)), Choice("calls counted", ((number, True),))]]
+
+
+def _may_call(image: Image, site: Site) -> bool:
+    """Whether a direct call may ever stand at a site."""
+    if not isinstance(site.detail, Alternative):
+        return True
+    size = site.detail.replacement_length
+    starts = image.read(site.address, site.length), image.read(site.detail.replacement, size) if size else b""
+    return any(code.lstrip(bytes((_CS,)))[:1] == bytes((branch.CALL,)) for code in starts)

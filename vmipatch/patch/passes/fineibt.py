@@ -76,19 +76,23 @@ class Kernel:
 def kernel(boot: Boot) -> Kernel | None:
     """What the image and, where nothing in it tells, its version say; None for a kernel without preambles."""
     core = boot.core or boot.image
-    version = core.version or boot.rules.since
-    offset = offset_of(boot.image)
+    poison = bytes.fromhex(boot.rules.section("endbr")["poison"])
+    return _kernel(boot.image, core, core.version or boot.rules.since, poison)
+
+
+@lru_cache(maxsize=4)
+def _kernel(image: Image, core: Image, version: tuple[int, ...], poison: bytes) -> Kernel | None:
+    offset = offset_of(image)
     form = form_of(core) if offset is not None else None
     if form is None or offset is None:
         return None
-    poison = bytes.fromhex(boot.rules.section("endbr")["poison"])
     spec = facts.load("tables", FAMILY)
     enabled = _since(spec["kcfi"], version)
     seal = _since(spec["seal"], version)
     code = bytes.fromhex(enabled["code"]) if enabled else b""
     return Kernel(
         form, offset, poison, seal["how"] if seal else "none",
-        (enabled["at"] if enabled else 0, code), boot.lookup("__bhi_args"),
+        (enabled["at"] if enabled else 0, code), image.symbols.lookup("__bhi_args"),
     )  # fmt: skip
 
 
