@@ -43,6 +43,7 @@ class Settled(NamedTuple):
 
 
 _settled: WeakKeyDictionary[Image, dict[Version | None, Settled]] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[Image, tuple[dict[str, Any], ...]] = WeakKeyDictionary()
 
 
 def rules_for(image: Image, scan: Scan, kernel: Version | None = None) -> Settled:
@@ -140,7 +141,15 @@ def call_forms(image: Image) -> tuple[dict[str, Any], ...]:
     """The rows of ``specs/tables/static_calls.toml`` whose function this kernel has, and whose bytes its constants.
 
     Without any of their bytes (a compiler may compare with immediates): those that are as old as the kernel's version.
+    An image is asked once, whoever asks for each of its calls.
     """
+    known = _forms.get(image)
+    if known is None:
+        known = _forms[image] = _read_forms(image)
+    return known
+
+
+def _read_forms(image: Image) -> tuple[dict[str, Any], ...]:
     rows = facts.load("tables", "static_calls")["form"]
     named = [row for row in rows if row.get("bits", image.bits) == image.bits and image.symbols.lookup(row["function"])]
     there = [row for row in named if _has(image, bytes.fromhex(row["code"]))]
