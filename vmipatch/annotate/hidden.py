@@ -29,6 +29,10 @@ Valid = Callable[[int, bytes, int], bool]
 """Whether the entry at a virtual address makes sense, given a section's bytes and the entry's offset in them."""
 
 
+Ahead = Callable[[Layout, bytes, int], int]
+"""How many entries from an offset in a section's bytes on make sense, or fewer; 0 where it cannot say."""
+
+
 class Found(NamedTuple):
     """A table, its layout, and how it was found (empty: by a section or symbols of its own)."""
 
@@ -117,8 +121,11 @@ class CodeBytes:
         return [name if start <= a < end else self.section(a) for a in addresses]
 
 
-def find(image: Image, family: str, validator: Callable[[Layout], Valid]) -> list[Found]:
-    """The family's tables: by section, by symbols in an image without sections, else by content."""
+def find(image: Image, family: str, validator: Callable[[Layout], Valid], ahead: Ahead | None = None) -> list[Found]:
+    """The family's tables: by section, by symbols in an image without sections, else by content.
+
+    ``ahead`` counts entries faster than ``validator`` does one by one; where it stops, that is asked again.
+    """
     form = load_format(family)
     layouts = [x for x in form.layouts if x.bits in (0, image.bits)]
     known = find_tables(image, form)
@@ -143,7 +150,14 @@ def find(image: Image, family: str, validator: Callable[[Layout], Valid]) -> lis
         skip = -section.address % (image.bits // 8) if image.reconstructed else 0
         data = bytes(image.data[section.offset + skip : section.offset + section.file_size])
         for layout in layouts:
-            run = search(section.address + skip, data, layout, spec.get("align", image.bits // 8), validator(layout))
+            run = search(
+                section.address + skip,
+                data,
+                layout,
+                spec.get("align", image.bits // 8),
+                validator(layout),
+                ahead=ahead,
+            )
             if run is None:
                 continue
             start, count = run
@@ -185,6 +199,7 @@ def search(
     follows: Valid | None = None,
     *,
     step: int = STEP,
+    ahead: Ahead | None = None,
 ) -> tuple[int, int] | None:
     """The longest run of entries: its virtual address and how many they are.
 
@@ -208,6 +223,8 @@ def search(
             last = at
             while last + size <= len(data) and follows(start + last, data, last):
                 last += size
+                if ahead is not None:
+                    last += size * ahead(layout, data, last)
             done = last
             count = (last - first) // size
             if best is None or count > best[1]:

@@ -136,7 +136,20 @@ def _tables(image: Image, code: CodeBytes) -> list[Found]:
 
         return valid
 
-    return find(image, FAMILY, validator)
+    def ahead(layout: Layout, data: bytes, at: int) -> int:
+        count, room = 0, len(text) - LENGTH
+        # A view: nothing is copied where this is asked of every entry.
+        rest = memoryview(data)[at : len(data) - (len(data) - at) % layout.size]
+        for (address,) in layout.form.iter_unpack(rest):
+            place = address - start
+            if not (0 <= place < room and text[place] == _CALL):
+                break
+            if address + LENGTH + signed(text, place + 1)[0] != main:
+                break
+            count += 1
+        return count
+
+    return find(image, FAMILY, validator, ahead)
 
 
 def _info(found: Found) -> TableInfo:

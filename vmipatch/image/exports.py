@@ -39,14 +39,27 @@ def read(sections: tuple[Section, ...], bits: int, fetch: Callable[[Section], by
     if strings is None:
         return found
     names = fetch(strings)
+    whole = _whole(names)
     for table in sections:
         if table.file_size and _TABLE.fullmatch(table.name):
-            found.update(_table(fetch(table), table.address, bits, names, strings.address))
+            found.update(_table(fetch(table), table.address, bits, names, whole, strings.address))
     return found
 
 
-def _table(blob: bytes, address: int, bits: int, names: bytes, names_address: int) -> dict[str, int]:
-    long = bits // 8
+def _whole(names: bytes) -> dict[int, str]:
+    """The strings by their offsets, those that are longer than any name left out."""
+    at, result = 0, {}
+    for raw in names.split(b"\0")[:-1]:
+        if 0 < len(raw) <= _MAX_NAME:
+            result[at] = printable(raw)
+        at += len(raw) + 1
+    return result
+
+
+def _table(
+    blob: bytes, address: int, bits: int, names: bytes, whole: dict[int, str], names_address: int
+) -> dict[str, int]:
+    long, mask = bits // 8, (1 << bits) - 1
     layouts = [(relative, fields) for relative in (True, False) for fields in (2, 3)]
     best: dict[str, int] = {}
     best_starts = 0
@@ -65,12 +78,17 @@ def _table(blob: bytes, address: int, bits: int, names: bytes, names_address: in
                 name += at + width
             at += width * fields
             start = name - names_address
+            text = whole.get(start)
+            if text is not None:
+                starts += 1
+                found[text] = value & mask
+                continue
             stop = names.find(b"\0", start, start + _MAX_NAME) if start >= 0 else -1
             if not 0 <= start < stop:
                 break
-            # At a start, the byte in front is the end of another string.
+            # The end of another string, or a start that is followed by none.
             starts += start == 0 or not names[start - 1]
-            found[printable(names[start:stop])] = value & ((1 << bits) - 1)
+            found[printable(names[start:stop])] = value & mask
         else:
             if starts > best_starts and starts * 2 > len(found):
                 best, best_starts = found, starts
