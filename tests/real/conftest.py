@@ -46,7 +46,7 @@ class Cli:
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vmipatch", *map(str, words)]
-        return subprocess.run(command, text=True, capture_output=True, check=False, timeout=300)
+        return subprocess.run(command, text=True, capture_output=True, check=False, timeout=900)
 
     def json(self, *words: object) -> dict[str, Any]:
         done = self.run(*words, "--json")
