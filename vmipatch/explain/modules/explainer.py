@@ -42,6 +42,10 @@ def explain(kernel: engine.Kernel, folder: Path) -> Modules:
     types = Types(kernel.image)
     walk = Walk(view, types)
     result.notes += [Note("module-list", text, finding=True) for text in walk.findings]
+    if walk.unseen:
+        result.notes.append(
+            Note("module-list", "no list with a module in it is found: none is explained", finding=False)
+        )
     work = _Work(kernel, found, view, walk, result)
     for loaded in walk.modules:
         result.modules.append(work.one(loaded))

@@ -76,7 +76,11 @@ class Loaded:
 
 
 class Walk:
-    """The list of one kernel's modules; ``modules`` in its order, ``findings`` what is wrong with the list."""
+    """The list of one kernel's modules; ``modules`` in its order, ``findings`` what is wrong with the list.
+
+    ``unseen`` is true where no symbol names the list and nothing in the dump's data looks like one with a module in
+    it: an empty list looks like any other.
+    """
 
     def __init__(self, view: View, types: Types) -> None:
         self._view = view
@@ -90,9 +94,8 @@ class Walk:
         self.findings: list[str] = []
         self.modules: list[Loaded] = []
         head = self._head()
-        if head is None:
-            self.findings.append("the list of modules is not found: modules are not explained")
-        else:
+        self.unseen = head is None
+        if head is not None:
             self._walk(head)
 
     # The list
