@@ -79,7 +79,7 @@ def test_the_bits_are_the_headers(pair: tuple[Image, Path]) -> None:
     image, headers = pair
     text = (headers / "cpufeatures.h").read_text("utf-8")
     found = evidence.feature_bits(image, scan(image, ["altinstructions"]).sites)
-    assert set(found) == {"RETHUNK", "INDIRECT_THUNK_ITS"}
+    assert {"RETHUNK", "INDIRECT_THUNK_ITS"} <= set(found)
     for name, number in found.items():
         define = re.search(rf"X86_FEATURE_{name}\s+\(\s*(\d+)\s*\*\s*32\s*\+\s*(\d+)\s*\)", text)
         assert define is not None

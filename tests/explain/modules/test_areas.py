@@ -10,7 +10,7 @@ import pytest
 
 from tests.explain.modules import made
 from tests.explain.modules.test_mapped import LARGE, NX, P, Tables
-from vmipatch.explain.modules.areas import areas
+from vmipatch.explain.modules.areas import _ITS_PAGE, areas
 from vmipatch.explain.modules.btf import Btf, Types
 from vmipatch.explain.modules.loaded import Walk
 from vmipatch.explain.modules.placement import Kernel
@@ -153,3 +153,14 @@ def test_packs_programs_trampolines_and_slots(mapped: Mapped, monkeypatch: pytes
         (0x10040, 0xC0, "bpf"), (0x20000, 0x4000, "bpf"), (0x30000, 0x1000, "ftrace"), (0x40000, 0x1000, "kprobe"),
     ]  # fmt: skip
     assert notes == []
+
+
+def test_pages_of_thunks_are_known_by_their_form() -> None:
+    """jmp rax and jmp r11 in the upper halves of cache lines, INT3 around them (its_init_thunk of 6.15 to 7.3)."""
+    page = bytearray(b"\xcc" * 4096)
+    page[0x3E:0x40], page[0x7D:0x80] = b"\xff\xe0", b"\x41\xff\xe3"
+    assert _ITS_PAGE.fullmatch(page)
+    # A call, a jump through memory, any other instruction: whose that is nobody knows.
+    for other in (b"\xff\xd0", b"\xff\x25", b"\x90\xcc"):
+        page[0x3E:0x40] = other
+        assert not _ITS_PAGE.fullmatch(page)

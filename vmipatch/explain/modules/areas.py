@@ -7,6 +7,7 @@ Imports image, errors and its sisters.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -34,6 +35,16 @@ _ENTRY_AREA = 0xFFFFFE0000000000
 _ALIKE = 48
 """Bytes of a copy that are looked for in the image at once."""
 _MOST_UNKNOWN = 1000
+
+_ITS_PAGE = re.compile(rb"(?:\xcc|\x41?\xff[\xe0-\xe7])+")
+"""Nothing but jumps through a register and INT3 between them: ``its_allocate_thunk`` of arch/x86/kernel/alternative.c
+(6.15 to 7.3).  The kernel's list of the pages that its own text uses is freed when it has booted (its_fini_core)."""
+
+_BY_CONTENT = {
+    "free": "INT3 all over: kept for code that may come",
+    "its": "thunks against Indirect Target Selection, by their form",
+    "unknown": "belongs to nothing known",
+}
 
 
 class _Owned(NamedTuple):
@@ -147,11 +158,10 @@ class _Owners:
         while at < end:
             # A cache of memory for code is executable in large pages, of which the part that is free is all INT3.
             stop = min(end, (at // PAGE + 1) * PAGE)
-            kind, what = "unknown", "belongs to nothing known"
+            kind = self._kind_of_page(at, stop - at)
+            what = _BY_CONTENT[kind]
             data = self._view.read(at, stop - at)
-            if data is not None and data.count(_INT3) == len(data):
-                kind, what = "free", "INT3 all over: kept for code that may come"
-            elif data is not None and not any(data) and stop - at < size:
+            if data is not None and not any(data) and stop - at < size:
                 kind, what = "free", "alignment"
             while stop < end and kind == self._kind_of_page(stop, min(PAGE, end - stop)):
                 stop = min(end, stop + PAGE)
@@ -162,7 +172,11 @@ class _Owners:
 
     def _kind_of_page(self, address: int, length: int) -> str:
         data = self._view.read(address, length)
-        return "free" if data is not None and data.count(_INT3) == len(data) else "unknown"
+        if data is None:
+            return "unknown"
+        if data.count(_INT3) == len(data):
+            return "free"
+        return "its" if _ITS_PAGE.fullmatch(data) else "unknown"
 
     def _is_real_mode(self, start: int, end: int) -> bool:
         """Whether pages of the first megabyte hold what the image has, but for the fields that its loader filled in."""

@@ -76,8 +76,10 @@ class Kernel:
 def kernel(boot: Boot) -> Kernel | None:
     """What the image and, where nothing in it tells, its version say; None for a kernel without preambles."""
     core = boot.core or boot.image
-    poison = bytes.fromhex(boot.rules.section("endbr")["poison"])
-    return _kernel(boot.image, core, core.version or boot.rules.since, poison)
+    poison = boot.rules.section("endbr").get("poison")
+    if poison is None:
+        return None  # before 5.18 nothing is sealed, and there are no preambles
+    return _kernel(boot.image, core, core.version or boot.rules.since, bytes.fromhex(poison))
 
 
 @lru_cache(maxsize=4)
