@@ -167,6 +167,8 @@ class _Owners:
                 stop = min(end, stop + PAGE)
             if kind == "unknown" and self._is_real_mode(at, stop):
                 kind, what = "real mode", "a copy of the image's code that starts processors and wakes from sleep"
+            elif kind == "unknown" and self._is_old_program(at, stop):
+                kind, what = "bpf", "a BPF program by its header: classic ones are on no list"
             yield Area(at, stop - at, kind, what)
             at = stop
 
@@ -177,6 +179,17 @@ class _Owners:
         if data.count(_INT3) == len(data):
             return "free"
         return "its" if _ITS_PAGE.fullmatch(data) else "unknown"
+
+    def _is_old_program(self, start: int, end: int) -> bool:
+        """Whether pages are those of one BPF program, before such programs were packed (5.18).
+
+        ``struct bpf_binary_header`` begins with the number of its pages, and INT3 fills what the program leaves
+        (kernel/bpf/core.c of 5.10).  ``bpf_kallsyms`` leaves out programs that were classic BPF.
+        """
+        if self._kernel.lookup("bpf_kallsyms") is None or self._kernel.lookup("pack_list") is not None:
+            return False
+        data = self._view.read(start, end - start)
+        return data is not None and int.from_bytes(data[:4], "little") * PAGE == len(data) and data.endswith(_INT3)
 
     def _is_real_mode(self, start: int, end: int) -> bool:
         """Whether pages of the first megabyte hold what the image has, but for the fields that its loader filled in."""
