@@ -23,7 +23,8 @@ from vmipatch.image import Image
 from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.evidence import rules_for
 from vmipatch.patch.passes import PASSES, Boot, Choice, callthunks
-from vmipatch.patch.passes.returns import ITS
+from vmipatch.patch.passes import its as thunks
+from vmipatch.patch.passes.returns import ITS, Returns
 from vmipatch.patch.planner import refuse_findings
 from vmipatch.patch.rules import Rules
 from vmipatch.patch.target import Native
@@ -93,10 +94,15 @@ def within(image: Image, rules: Rules, evidence: Scan, spans: Sequence[tuple[int
     others = scan(image, more)
     refuse_findings(image, others)
     boot = Boot(image, rules, rules.nop_tables(image.bits)[0])
-    # .call_sites names the calls of __fentry__ too, which are mcount's and are never counted.
-    changing = {s.address for s in late.sites}
-    calls = [s for s in others.sites if s.family != callthunks.FAMILY or s.address not in changing]
-    sites = (*evidence.sites, *calls, *callthunks.paddings(boot))
+    # The calls of __fentry__ in .call_sites are mcount's, and never counted; the returns of trampolines whose static
+    # calls start as none are those calls'.
+    late_owned = {s.address for s in late.sites}
+    boots = [
+        s
+        for s in (*evidence.sites, *others.sites)
+        if s.address not in late_owned or s.family not in (callthunks.FAMILY, Returns.family)
+    ]
+    sites = (*boots, *callthunks.paddings(boot))
 
     def inside(site: Site) -> bool:
         return any(low <= site.address and site.end <= high for low, high in spans)
@@ -130,7 +136,7 @@ class _Boots:
         """Sites that share bytes: their bytes after every boot that makes a difference to them."""
         if len(group) == 1 and group[0].family == callthunks.FAMILY:
             return self._call(group[0])
-        start, end = group[0].address, max(s.end for s in group)
+        start, end = min(s.address for s in group), max(s.end for s in group)
         members = list(group)
         for site in group:
             if isinstance(site.detail, Alternative):
@@ -196,7 +202,7 @@ class _Boots:
             thunk = choice.return_thunk or thunk
             checks = choice.checks or checks
         native = Native(Cpu("any", None, None, None, None, tuple(words)), cpus)
-        return Boot(self.image, self.rules, nops, native, thunk, checks)
+        return Boot(self.image, self.rules, nops, native, thunk, checks, thunks.Thunks.of(self.image))
 
     def _run(self, here: dict[str, list[Site]], boot: Boot, start: int, end: int) -> bytes:
         text = Text(self.image)
@@ -239,10 +245,16 @@ def _groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
 def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str | None:
     """The cause under which ``code`` may stand at an entry, or None; patterns by their opcode and domain."""
     for state in entry.states:
-        if len(code) == len(state.code) and _masked(state.code, state.free) == _masked(code, state.free):
+        if len(code) != len(state.code):
+            continue
+        if _masked(state.code, state.free) == _masked(code, state.free):
             return state.cause
+        if "its-thunk" in entry.patterns and _branches(state.code):
+            free = (*state.free, *range(len(code) - 4, len(code)))
+            if _masked(state.code, free) == _masked(code, free):
+                return "its-thunk"
     for pattern in entry.patterns:
-        if pattern == "static-call" and code[:1] in (b"\xe8", b"\xe9"):
+        if pattern == "static-call" and (code[:1] in (b"\xe8", b"\xe9") or _same_condition(entry, code)):
             return pattern
         if pattern == "runtime-const":
             return pattern
@@ -251,6 +263,16 @@ def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str 
         if pattern == "ftrace-call" and code[:1] == b"\xe8":
             return pattern
     return None
+
+
+def _branches(code: bytes) -> bool:
+    """Whether a site ends in a direct branch of 32 bits."""
+    return code[-5:-4] in (b"\xe8", b"\xe9") or (code[-6:-5] == b"\x0f" and code[-5:-4] >= b"\x80")
+
+
+def _same_condition(entry: Legal, code: bytes) -> bool:
+    """Whether a conditional tail call has kept its condition."""
+    return code[:1] == b"\x0f" and any(s.code[:2] == code[:2] and len(s.code) == len(code) for s in entry.states)
 
 
 def _masked(code: bytes, free: Sequence[int]) -> bytes:

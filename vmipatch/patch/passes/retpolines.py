@@ -24,6 +24,7 @@ COUNTED = {"call": "__x86_indirect_call_thunk_array", "jmp": "__x86_indirect_jum
 STRIDE = 32
 """Bytes from one register's thunk to the next (RETPOLINE_THUNK_SIZE)."""
 CALL_DEPTH = "CALL_DEPTH"
+ITS = "INDIRECT_THUNK_ITS"
 
 
 class Retpolines(Pass):
@@ -41,7 +42,7 @@ class Retpolines(Pass):
         if boot.has("RETPOLINE") and not fence:
             yield from counted(text, sites, boot)
             return
-        thunks = boot.its if boot.has("INDIRECT_THUNK_ITS") else None
+        thunks = boot.its if boot.has(ITS) else None
         bits, nops = text.image.bits, boot.nops
         how, form = boot.rules.section("alternatives"), boot.rules.section("retpolines")
         optimise, more = how["optimise"], how.get("nops") == "more"
@@ -67,15 +68,22 @@ class Retpolines(Pass):
             yield Patch(site.address, old, new, Cause(self.family, site.op, reason), site)
 
     def choices(self, image: Image, sites: Sequence[Site], rules: Rules) -> list[list[Choice]]:
-        """With retpolines, without, or with LFENCE."""
+        """With retpolines, without, or with LFENCE; with those that count calls, and thunks against ITS."""
         keep, fence = rules.bit("RETPOLINE"), rules.bit("RETPOLINE_LFENCE")
         if keep is None or fence is None:
             return []
-        return [[
-            Choice("retpoline", ((keep, True), (fence, False))),
-            Choice("no retpoline", ((keep, False), (fence, False))),
-            Choice("LFENCE", ((fence, True),)),
-        ]]  # fmt: skip
+        off = tuple((bit, False) for bit in map(rules.bit, (CALL_DEPTH, ITS)) if bit is not None)
+        found = [
+            Choice("retpoline", ((keep, True), (fence, False), *off)),
+            Choice("no retpoline", ((keep, False), (fence, False), *off)),
+            Choice("LFENCE", ((fence, True), *off)),
+        ]
+        depth, its_bit = rules.bit(CALL_DEPTH), rules.bit(ITS)
+        if depth is not None and image.symbols.lookup(COUNTED["call"]) is not None:
+            found.append(Choice("retpolines that count", ((keep, True), (fence, False), *off, (depth, True))))
+        if its_bit is not None and image.symbols.lookup(its.STATIC) is not None:
+            found.append(Choice("thunks against ITS", ((keep, False), (fence, False), *off, (its_bit, True))))
+        return [found]
 
 
 def counted(text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
