@@ -14,9 +14,10 @@ The names are imported when they are first used: ``import vmipatch`` costs nothi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmipatch.errors import VmipatchError
+from vmipatch.lazily import attributes
 
 if TYPE_CHECKING:
     from vmipatch.annotate import Finding, Scan, Site, scan
@@ -30,20 +31,14 @@ __all__ = [
     "from_features", "from_spec", "open_image", "plan", "restore", "scan",
 ]  # fmt: skip
 
-_HOME = {
-    **dict.fromkeys(("Finding", "Scan", "Site", "scan"), "vmipatch.annotate"),
-    **dict.fromkeys(("Image", "open_image"), "vmipatch.image"),
-    **dict.fromkeys(
-        ("Native", "OnRom", "Patch", "Plan", "apply", "from_features", "from_spec", "plan", "restore"),
-        "vmipatch.patch",
-    ),
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'vmipatch' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(home), name)
+__getattr__ = attributes(
+    __name__,
+    {
+        **dict.fromkeys(("Finding", "Scan", "Site", "scan"), "vmipatch.annotate"),
+        **dict.fromkeys(("Image", "open_image"), "vmipatch.image"),
+        **dict.fromkeys(
+            ("Native", "OnRom", "Patch", "Plan", "apply", "from_features", "from_spec", "plan", "restore"),
+            "vmipatch.patch",
+        ),
+    },
+)

@@ -1,5 +1,5 @@
 """``python -m vmipatch``."""
 
-from vmipatch.cli import main
+from vmipatch.cli import program
 
-main()
+program()

@@ -22,6 +22,8 @@ OLD, NEW = 0x001F0F66, 0xD6401F0F
 
 P6 = bytes.fromhex("9066900f1f000f1f40000f1f440000660f1f4400000f1f80000000000f1f840000000000")
 P6_11 = P6 + bytes.fromhex("2e0f1f840000000000662e0f1f84000000000066662e0f1f840000000000")
+# ASM_K8_NOP1 to 8 of arch/x86/include/asm/nops.h up to 5.12.
+K8 = bytes.fromhex("90 6690 666690 66666690 6666906690 666690666690 66666690666690 6666669066666690")
 GENERIC = bytes.fromhex("9089f68d76008d7426003e8d7426008db6000000008db426000000003e8db42600000000")
 
 
@@ -73,7 +75,9 @@ def test_the_same_bytes_as_an_instruction_are_no_evidence(tmp_path: Path) -> Non
         ((P6,), 64, "p6"),
         ((P6_11,), 64, "p6-11"),
         ((GENERIC,), 32, "generic-atomic"),
-        ((P6_11, GENERIC), 64, None),  # several: the CPU decides
+        ((P6, K8), 64, None),  # several: the CPU decides
+        ((GENERIC, K8), 32, None),
+        ((P6_11, GENERIC), 64, "p6-11"),  # no 64-bit kernel has had the other
         ((), 64, None),
         ((P6[:20],), 64, None),
     ],
@@ -151,6 +155,7 @@ def test_rules_are_settled_by_the_image_and_say_so(tmp_path: Path) -> None:
     maker = asking([ALWAYS, 682], "its_init_mod", release="6.12.118")
     maker.code(compare_eax(NEW))
     maker.data += P6_11
+    maker.table(".ibt_endbr_seal", struct.pack("<i", 0xFFFFFFFFC1000000 - maker.next_table()))
     image = made(maker, tmp_path)
     found = scan(image, ("altinstructions",))
     rules, _ = choose(image.version, found.tables, image.path)

@@ -22,8 +22,14 @@ WORD = 4
 LENGTHS = (6, 5, 4)
 """How many bytes are read of a site: of the last in a section fewer."""
 
-Read = Callable[[bytes, int], tuple[int, str, Detail] | None]
-"""Length, op and detail of the site whose first bytes (at most six) and virtual address are given, or None."""
+Row = tuple[int, str, Detail]
+"""Length, op and detail of a site."""
+
+Read = Callable[[bytes, int], Row | None]
+"""The site whose first bytes (at most six) and virtual address are given, or None."""
+
+ReadAll = Callable[[Sequence[bytes], Sequence[int]], list[Row | None]]
+"""The same for many; of a site without bytes None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +72,11 @@ def bulk(image: Image, family: str, read: Read, wrong: str, leads: bytes, length
     return found
 
 
-def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
-    """A site for every entry that ``read`` understands, a finding for every other; ``wrong`` is its identifier."""
+def scan(image: Image, family: str, read: Read, wrong: str, read_all: ReadAll | None = None) -> FamilyScan:
+    """A site for every entry that ``read`` understands, a finding for every other; ``wrong`` is its identifier.
+
+    ``read_all`` is the same for many sites at once.
+    """
     code = CodeBytes(image)
     tables, sites, findings = count(image, family, read, wrong)
     if any(f.id == "table-layout" for f in findings):
@@ -78,7 +87,10 @@ def scan(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
         named = _named(table, image.bits)
         entries: Sequence[int] = range(table.address, table.address + WORD * len(named), WORD)
         bodies = code.read_all(named, *LENGTHS)
-        rows = [read(body, address) if body else None for body, address in zip(bodies, named, strict=True)]
+        if read_all is not None:
+            rows = read_all(bodies, named)
+        else:
+            rows = [read(body, address) if body else None for body, address in zip(bodies, named, strict=True)]
         good = [row for row in rows if row is not None]
         if len(good) < len(rows):
             odd = [place for place in zip(entries, named, bodies, rows, strict=True) if place[3] is None]

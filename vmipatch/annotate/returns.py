@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmipatch.annotate import codesites
 from vmipatch.annotate.site import Detail, Thunk
 from vmipatch.annotate.tables import FamilyScan
@@ -16,7 +18,21 @@ _CS = 0x2E
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every jump to the return thunk."""
-    return codesites.scan(image, FAMILY, _reader(image.bits), "return-no-jump")
+    read = _reader(image.bits)
+
+    def read_all(bodies: Sequence[bytes], addresses: Sequence[int]) -> list[codesites.Row | None]:
+        # Nearly all jump to one place, with the same few rows.
+        first = next((read(body, address) for body, address in zip(bodies, addresses, strict=True) if body), None)
+        if first is None or not isinstance(first[2], Thunk) or first[0] != branch.CALL_SIZE:
+            return [read(body, address) if body else None for body, address in zip(bodies, addresses, strict=True)]
+        lead, end = bytes((branch.JMP,)), first[2].target - branch.CALL_SIZE
+        jumps = [lead + (end - address & 0xFFFFFFFF).to_bytes(4, "little") for address in addresses]
+        return [
+            first if body.startswith(jump) else read(body, address) if body else None
+            for body, address, jump in zip(bodies, addresses, jumps, strict=True)
+        ]
+
+    return codesites.scan(image, FAMILY, read, "return-no-jump", read_all)
 
 
 def count(image: Image) -> FamilyScan:

@@ -49,7 +49,7 @@ def explain(
     from vmipatch.errors import UsageError
     from vmipatch.explain import Memory
     from vmipatch.explain import explain as run
-    from vmipatch.explain.modules import beside, explain_modules, legal_modules
+    from vmipatch.explain.modules import beside
     from vmipatch.image import open_image
     from vmipatch.patch import from_features
     from vmipatch.report import explain as report
@@ -63,6 +63,7 @@ def explain(
         say_if_newer(opened, kernel)
     if legal is not None:
         from vmipatch.explain import legal as legal_set
+        from vmipatch.explain.modules import legal_modules
         from vmipatch.report.jsontext import dumps
         from vmipatch.report.writing import write_text
 
@@ -87,7 +88,11 @@ def explain(
 
             write_text(html, render(explain_page(opened, str(memory), found)))
         folder = modules if modules is not None else beside(opened.path)
-        loaded = explain_modules(found.kernel, folder) if folder is not None and found.kernel is not None else None
+        loaded = None
+        if folder is not None and found.kernel is not None:
+            from vmipatch.explain.modules import explain_modules
+
+            loaded = explain_modules(found.kernel, folder)
         (report.as_json if json else report.as_table)(opened, str(memory), found, loaded)
         if found.unexplained_bytes or (loaded is not None and not loaded.clean):
             raise typer.Exit(1)

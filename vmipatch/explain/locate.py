@@ -118,7 +118,8 @@ def _slide_in_text(running: Running, text: Section) -> int | None:
     table = running.image.relocations
     if table is None:
         return None
-    fields = [f for f in table.absolute32 if text.address <= f < text.end - 4]
+    start, end = text.address, text.end - 4
+    fields = [f for f in table.absolute32 if start <= f < end]
     grown: Counter[int] = Counter()
     for field in fields[:: max(1, len(fields) // _POINTERS)]:
         now = running.read(field, 4)

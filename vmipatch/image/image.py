@@ -166,6 +166,13 @@ class Image:
             raise no_bytes(address, length, file=self.path)
         return offset
 
+    def around(self, address: int) -> tuple[int, int, int]:
+        """First address and end of what is loaded at a virtual address, and what to add for offsets in :attr:`data`.
+
+        ``(0, 0, 0)`` where :meth:`locate` must be asked for each address.
+        """
+        return self._virtual_to_offset[0].around(address) or (0, 0, 0)
+
     def offset_of(self, address: int) -> int:
         """Virtual address to offset in :attr:`data`; :class:`AddressError` if the file has no byte there.
 

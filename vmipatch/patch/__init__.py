@@ -3,11 +3,16 @@
 Imports annotate, image, isa, facts and errors; a ROM's answers come in as data.
 """
 
+from typing import TYPE_CHECKING
+
+from vmipatch.lazily import attributes
 from vmipatch.patch.cpu import Cpu, from_features, from_spec
 from vmipatch.patch.patch import Cause, Patch, Plan
 from vmipatch.patch.planner import plan
 from vmipatch.patch.target import Native, OnRom
-from vmipatch.patch.writer import apply, restore
+
+if TYPE_CHECKING:
+    from vmipatch.patch.writer import apply, restore
 
 __all__ = [
     "Cause",
@@ -22,3 +27,6 @@ __all__ = [
     "plan",
     "restore",
 ]
+
+# Who only plans writes nothing.
+__getattr__ = attributes(__name__, dict.fromkeys(("apply", "restore"), "vmipatch.patch.writer"))

@@ -18,9 +18,9 @@ from vmipatch.annotate import Scan, Site
 from vmipatch.annotate.features import numbers
 from vmipatch.annotate.site import Alternative
 from vmipatch.image import Image
-from vmipatch.image.search import find_all
+from vmipatch.image.search import find_each
 from vmipatch.isa import nops as nop_tables
-from vmipatch.patch.rules import Rules, Version, choose, parse_version
+from vmipatch.patch.rules import Rules, Version, choose, eras, parse_version
 
 _NEAR = 0x100
 """Bytes from its start in which a function that tests one feature does so."""
@@ -74,14 +74,16 @@ def settle(image: Image, rules: Rules, sites: Iterable[Site]) -> Settled:
         changed = any(before.get(key) not in (None, value) for key, value in values.items())
         told.append(what + (f", not as {rules.name} has it" if changed else ""))
 
-    if "endbr_seal" in rules.boot:
+    # Code that knows the poison has a table of what to seal.
+    seals = image.reconstructed or any(True for _ in _tables(image, "endbr_seal"))
+    if "endbr_seal" in rules.boot and seals:
         row = poison(image)
         if row is not None:
             take(
                 "endbr", {"poison": row["poison"]}, f"a sealed ENDBR is {row['poison']}, in the code that looks for it"
             )
             take("retpolines", {"form": row["indirect"]}, f"indirect branches are written with {row['indirect']}")
-        elif any(True for _ in _tables(image, "endbr_seal")):
+        elif not image.reconstructed:
             warnings.append(f"the image does not tell what a sealed ENDBR becomes: taken to be as in {rules.name}")
     name = nop_table(image)
     if name is not None:
@@ -111,28 +113,35 @@ def poison(image: Image) -> dict[str, Any] | None:
     The code that has it most often decides; None where none has it.
     """
     rows = facts.load("tables", "endbr_seal")["poison"]
-    counts = [(_immediates(image, bytes.fromhex(row["poison"])), row) for row in rows]
+    values = [bytes.fromhex(row["poison"]) for row in rows]
+    counts = list(zip(_immediates(image, values), rows, strict=True))
     count, best = max(counts, key=lambda pair: pair[0])
     return best if count else None
 
 
-def _immediates(image: Image, value: bytes) -> int:
-    """How many instructions of a compare or a move have this 32-bit immediate, as far as the bytes before it tell."""
-    found, data = 0, image.data
+def _immediates(image: Image, values: list[bytes]) -> list[int]:
+    """How many instructions of a compare or a move have each 32-bit immediate, as far as the bytes before it tell."""
+    found, data = [0] * len(values), image.data
     for start, end in _code(image):
-        for at in find_all(data, value, max(start + 1, 2), end, limit=end):
+        start = max(start + 1, 2)
+        for at, number in find_each(data, values, start, end):
             opcode, last = data[at - 2], data[at - 1]
-            found += last == _COMPARE_EAX or _MOVE <= last < _MOVE + 8 or (opcode == _COMPARE and last >= 0xF8)
+            wanted = last == _COMPARE_EAX or _MOVE <= last < _MOVE + 8 or (opcode == _COMPARE and last >= 0xF8)
+            found[number] += wanted
     return found
 
 
 def nop_table(image: Image) -> str | None:
-    """The one table of ``specs/isa/nops.toml`` that the kernel's data has, its sequences one behind the other.
+    """The one nop table, of those that kernels of its width have had, whose sequences stand in the kernel's data.
 
     None where it has none or more than one (before 5.13, where the CPU decides).
     """
-    tables = {name: b"".join(nop_tables.table(name).sequences) for name in facts.load("isa", "nops")}
-    found = {name: body for name, body in tables.items() if len(body) >= _LEAST_TABLE and _has(image, body)}
+    bits = image.bits
+    names = dict.fromkeys(r["table"] for era in eras() for r in era.spec["nops"] if r.get("bits", bits) == bits)
+    tables = {name: b"".join(nop_tables.table(name).sequences) for name in names}
+    long = {name: body for name, body in tables.items() if len(body) >= _LEAST_TABLE}
+    there = _has(image, list(long.values()))
+    found = {name: body for (name, body), has in zip(long.items(), there, strict=True) if has}
     whole = [n for n, body in found.items() if not any(o != body and o.startswith(body) for o in found.values())]
     return whole[0] if len(whole) == 1 else None
 
@@ -152,7 +161,8 @@ def call_forms(image: Image) -> tuple[dict[str, Any], ...]:
 def _read_forms(image: Image) -> tuple[dict[str, Any], ...]:
     rows = facts.load("tables", "static_calls")["form"]
     named = [row for row in rows if row.get("bits", image.bits) == image.bits and image.symbols.lookup(row["function"])]
-    there = [row for row in named if _has(image, bytes.fromhex(row["code"]))]
+    has = _has(image, [bytes.fromhex(row["code"]) for row in named])
+    there = [row for row, it in zip(named, has, strict=True) if it]
     version = image.version or ()
     return tuple(there or [row for row in named if parse_version(row["since"]) <= version])
 
@@ -188,8 +198,8 @@ def _code(image: Image) -> Iterator[tuple[int, int]]:
             yield section.offset, section.offset + section.file_size
 
 
-def _has(image: Image, value: bytes) -> bool:
-    """Whether the image's constants and initialised data have these bytes; all of it where it has no sections."""
+def _has(image: Image, values: list[bytes]) -> list[bool]:
+    """Whether the image's constants and initialised data have each of these; all of it where it has no sections."""
     ranges = [
         (section.offset, section.offset + section.file_size)
         for section in image.sections
@@ -197,4 +207,8 @@ def _has(image: Image, value: bytes) -> bool:
     ]
     if not image.sections:
         ranges = [(0, len(image.data))]
-    return any(True for start, end in ranges for _ in find_all(image.data, value, start, end, limit=1))
+    found = [False] * len(values)
+    for start, end in ranges:
+        for _, number in find_each(image.data, values, start, end, limit=1):
+            found[number] = True
+    return found

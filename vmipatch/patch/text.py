@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from vmipatch.annotate import Site
 from vmipatch.image import Image
 
-_PAGE = 1 << 12
+_PAGE_BITS = 12
+_PAGE = 1 << _PAGE_BITS
 
 
 class Text:
@@ -48,21 +49,31 @@ class Text:
 
     def write_all(self, places: Iterable[tuple[int, bytes]]) -> None:
         """What :meth:`write` does, at each of many addresses."""
-        locate, pages = self.image.locate, self._pages
+        pages, around, low, high, move = self._pages, self.image.around, 0, 0, 0
         for address, new in places:
             length = len(new)
-            offset = locate(address, length)
-            at = offset % _PAGE
-            page = pages.get(offset // _PAGE) if at + length <= _PAGE else None
-            if page is None:
-                self.write(address, new)
-            else:
+            if not low <= address <= high - length:
+                low, high, move = around(address)
+            place = address + move
+            at = place & _PAGE - 1
+            page = pages.get(place >> _PAGE_BITS)
+            if page is not None and at + length <= _PAGE and address <= high - length:
                 page[at : at + length] = new
+            else:
+                self.write(address, new)
 
     def read_all(self, sites: Iterable[Site]) -> list[bytes]:
         """The bytes of many sites, as they are now; :class:`AddressError` outside the image."""
-        locate, memory = self.image.locate, self.image.memory
-        if self._pages:
-            return [self.read(site.address, site.length) for site in sites]
-        offsets = ((locate(site.address, site.length), site.length) for site in sites)
-        return [bytes(memory[at : at + length]) for at, length in offsets]
+        pages, memory, around, low, high, move = self._pages, self.image.memory, self.image.around, 0, 0, 0
+        found = []
+        for site in sites:
+            address, length = site.address, site.length
+            if not low <= address <= high - length:
+                low, high, move = around(address)
+            at = address + move
+            end = at + length
+            if address > high - length or at >> _PAGE_BITS in pages or end - 1 >> _PAGE_BITS in pages:
+                found.append(self.read(address, length))
+            else:
+                found.append(bytes(memory[at:end]))
+        return found

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal
-from vmipatch.explain.modules.legal import ModuleLegal
-from vmipatch.explain.modules.result import Modules
 from vmipatch.image import Image
 from vmipatch.report.jsontext import addressed, dumps
 from vmipatch.report.modules import legal_record, proved, record, table, unexplained
 from vmipatch.report.scan import image_record
+
+if TYPE_CHECKING:
+    from vmipatch.explain.modules import ModuleLegal, Modules
 
 SHOWN = 40
 """Runs that the table shows; JSON has them all."""

@@ -5,12 +5,13 @@ Imports explain, and report.jsontext's words.
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vmipatch.explain import Proved, Unexplained
-from vmipatch.explain.modules.legal import ModuleLegal
-from vmipatch.explain.modules.result import Area, ModuleExplained, Modules, Note
 from vmipatch.report.jsontext import addressed
+
+if TYPE_CHECKING:
+    from vmipatch.explain.modules import Area, ModuleExplained, ModuleLegal, Modules, Note
 
 SHOWN = 5
 """Runs of a module that the table shows; JSON has them all."""

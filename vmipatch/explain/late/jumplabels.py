@@ -27,6 +27,7 @@ class JumpLabels(LateFamily):
         cause = ground.cause(self.family)
         five = five_byte_nop(nops)
         groups: dict[int, list[Site]] = {}
+        laid: list[tuple[int, bytes]] = []
         for site in sites:
             assert isinstance(site.detail, JumpLabel)
             groups.setdefault(site.detail.key, []).append(site)
@@ -40,8 +41,9 @@ class JumpLabels(LateFamily):
                 detail = site.detail
                 assert isinstance(detail, JumpLabel)
                 taken = enabled != detail.likely
-                ground.lay(site.address, label_form(site, taken, five, nops), cause)
+                laid.append((site.address, label_form(site, taken, five, nops)))
                 tally.states["taken" if taken else "not taken"] += 1
+        ground.lay_all(laid, cause)
         return tally
 
     def proved(self, ground: Ground, sites: Sequence[Site], live: Live) -> list[Proved]:

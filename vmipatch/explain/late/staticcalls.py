@@ -135,6 +135,7 @@ def expect(ground: Ground, sites: Sequence[Site], running: Data | None, forms: C
     tally = Tally()
     cause = ground.cause(StaticCalls.family)
     keys = _Keys(ground, running, forms)
+    laid: list[tuple[int, bytes]] = []
     if running is None:
         keys.agree(sites)
     for site in sites:
@@ -152,9 +153,10 @@ def expect(ground: Ground, sites: Sequence[Site], running: Data | None, forms: C
         form = forms.of(site, function, now, ground.disk[at : at + site.length])
         if site.address == detail.trampoline and _means(booted, site.address, forms) == function and now == booted:
             form = booted
-        ground.lay(site.address, form, cause)
+        laid.append((site.address, form))
         inline = function in forms.inline and not detail.tail
         tally.states["none" if not function else "written out" if inline else "function"] += 1
+    ground.lay_all(laid, cause)
     return tally
 
 

@@ -30,7 +30,7 @@ from vmipatch.patch.planner import Seen, boot_plan, refuse_findings
 _TEXT, _LOCKS = ".text", "smp_locks"
 
 
-def explain(kernel: engine.Kernel, folder: Path) -> Modules:
+def explain_modules(kernel: engine.Kernel, folder: Path) -> Modules:
     """Every module that the running kernel lists, held against its file below a folder.
 
     Raises :class:`UsageError` where there is no such folder; a module or a list that cannot be is a note, and the rest
