@@ -24,7 +24,15 @@ def test_reads_what_was_written_across_pages(tmp_path: Path, seed: int) -> None:
     path.write_bytes(ElfWriter(64).section(".text", bytes(model), address=TEXT, flags="ax").build())
     image = open_image(path)
     text = Text(image)
-    for _ in range(200):
+    whole = dice.randrange(200)
+    for turn in range(200):
+        if turn in (whole, whole + 9):
+            # The first is laid page by page as it is looked at, the second at once.
+            places = sorted(dice.sample(range(0, SIZE - 5, 5), 900))
+            codes = [dice.randbytes(5) for _ in places]
+            text.write_table([TEXT + place for place in places], codes)
+            for place, code in zip(places, codes, strict=True):
+                model[place : place + 5] = code
         at, length = dice.randrange(SIZE), dice.choice((1, 5, 6, 4096, 9000))
         length = min(length, SIZE - at)
         assert text.read(TEXT + at, length) == model[at : at + length]
@@ -40,3 +48,14 @@ def test_reads_what_was_written_across_pages(tmp_path: Path, seed: int) -> None:
         text.read(TEXT + SIZE - 2, 5)
     with pytest.raises(AddressError):
         text.write(TEXT + SIZE - 2, b"12345")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_table_may_reach_beyond_the_image_or_be_in_no_order(tmp_path: Path, order: int) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(ElfWriter(64).section(".text", bytes(SIZE), address=TEXT, flags="ax").build())
+    text = Text(open_image(path))
+    text.write_table([TEXT + 4, TEXT + 2][::order], [b"\1" * 5, b"\2" * 5])
+    assert text.read(TEXT + 2, 7) == (b"\2" * 5 + b"\1\1" if order > 0 else b"\1\1" + b"\2" * 5)
+    with pytest.raises(AddressError):
+        text.write_table([TEXT, TEXT + SIZE - 4], [b"12345", b"12345"])

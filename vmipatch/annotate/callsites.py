@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmipatch.annotate import codesites
-from vmipatch.annotate.site import Detail, Thunk
+from vmipatch.annotate.site import Detail, Places, Thunk
 from vmipatch.annotate.tables import FamilyScan
 from vmipatch.image import Image
 from vmipatch.isa import branch
@@ -21,7 +21,7 @@ def count(image: Image) -> FamilyScan:
     return codesites.count(image, FAMILY, _reader(image.bits), "call-no-branch")
 
 
-def bulk(image: Image) -> list[codesites.Places] | None:
+def bulk(image: Image) -> list[Places] | None:
     """The same in bulk; None where an entry makes no sense."""
     leads = bytes((branch.CALL, branch.JMP))
     return codesites.bulk(image, FAMILY, _reader(image.bits), "call-no-branch", leads, branch.CALL_SIZE)

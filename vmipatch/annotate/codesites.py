@@ -7,12 +7,11 @@ warnings: no image is patched by these tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from vmipatch import facts
 from vmipatch.annotate import bycontent
 from vmipatch.annotate.hidden import OUTSIDE, CodeBytes
-from vmipatch.annotate.site import Detail, Finding, Site, TableInfo, Thunk, many
+from vmipatch.annotate.site import Detail, Finding, Places, Site, TableInfo, Thunk, many
 from vmipatch.annotate.tables import MOST_FINDINGS, FamilyScan, Layout, Reason, Table, find_tables, load_format
 from vmipatch.image import Image
 
@@ -30,23 +29,6 @@ Read = Callable[[bytes, int], Row | None]
 
 ReadAll = Callable[[Sequence[bytes], Sequence[int]], list[Row | None]]
 """The same for many; of a site without bytes None."""
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The sites of one table in bulk, without an object for each.
-
-    All have ``length`` bytes; ``addresses`` are virtual, in table order; :meth:`site` makes the one with a number.
-    """
-
-    table: TableInfo
-    length: int
-    addresses: Sequence[int]
-    make: Callable[[int, int], Site]
-
-    def site(self, number: int) -> Site:
-        """The site that an entry names."""
-        return self.make(number, self.addresses[number])
 
 
 def bulk(image: Image, family: str, read: Read, wrong: str, leads: bytes, length: int) -> list[Places] | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import repeat
 
 from vmipatch import facts
-from vmipatch.annotate.codesites import Places
 from vmipatch.annotate.hidden import CodeBytes, Found, Valid, find
-from vmipatch.annotate.site import Mcount, Site, TableInfo, many
+from vmipatch.annotate.site import Mcount, Places, Site, TableInfo, many
 from vmipatch.annotate.tables import FamilyScan, Layout
 from vmipatch.image import Image
 
@@ -39,9 +38,9 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
 
 def _sites(image: Image, code: CodeBytes, found: Found) -> list[Site]:
     table, size, mask = found.table, found.layout.size, (1 << image.bits) - 1
-    named = _named(found)
-    bodies = code.read_all([address for _, address in named], LENGTH)
-    there = [(number, address, body) for (number, address), body in zip(named, bodies, strict=True) if body]
+    numbers, named = _named(found)
+    bodies = code.read_all(named, LENGTH)
+    there = [row for row in zip(numbers, named, bodies, strict=True) if row[2]]
     targets = [
         address + LENGTH + int.from_bytes(body[1:], "little", signed=True) & mask if body[0] == _CALL else 0
         for _, address, body in there
@@ -59,21 +58,24 @@ def bulk(image: Image) -> list[Places] | None:
     code = CodeBytes(image)
     places = []
     for found in _tables(image, code):
-        named = _named(found)
-        addresses = [address for _, address in named]
+        numbers, addresses = _named(found)
         if not code.all_begin(addresses, None, LENGTH):
             return None
-        numbers = tuple(number for number, _ in named)
         places.append(Places(_info(found), LENGTH, addresses, partial(_numbered, _maker(image, code, found), numbers)))
     return places
 
 
-def _named(found: Found) -> list[tuple[int, int]]:
+def _named(found: Found) -> tuple[Sequence[int], list[int]]:
     """The number of each entry and the virtual address that it names, but for entries that were emptied."""
-    return [(i, address) for i, (address,) in enumerate(found.layout.form.iter_unpack(_whole(found))) if address]
+    words = memoryview(_whole(found))
+    addresses = (words.cast("I") if found.layout.size == 4 else words.cast("Q")).tolist()
+    if all(addresses):
+        return range(len(addresses)), addresses
+    numbers = [number for number, address in enumerate(addresses) if address]
+    return numbers, [addresses[number] for number in numbers]
 
 
-def _numbered(make: Callable[[int, int], Site], numbers: tuple[int, ...], index: int, address: int) -> Site:
+def _numbered(make: Callable[[int, int], Site], numbers: Sequence[int], index: int, address: int) -> Site:
     return make(numbers[index], address)
 
 

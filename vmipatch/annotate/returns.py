@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmipatch.annotate import codesites
-from vmipatch.annotate.site import Detail, Thunk
+from vmipatch.annotate.site import Detail, Places, Thunk
 from vmipatch.annotate.tables import FamilyScan
 from vmipatch.image import Image
 from vmipatch.isa import branch
@@ -40,7 +40,7 @@ def count(image: Image) -> FamilyScan:
     return codesites.count(image, FAMILY, _reader(image.bits), "return-no-jump")
 
 
-def bulk(image: Image) -> list[codesites.Places] | None:
+def bulk(image: Image) -> list[Places] | None:
     """The same in bulk; None where an entry makes no sense."""
     return codesites.bulk(image, FAMILY, _reader(image.bits), "return-no-jump", bytes((branch.JMP,)), branch.CALL_SIZE)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import groupby, repeat
+from itertools import chain, groupby, repeat
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 
 class Paravirt(NamedTuple):
@@ -211,6 +211,90 @@ class TableInfo:
     found: str = ""
 
 
+class Places(Sequence[Site]):
+    """The sites of one table in bulk, each made when it is asked for.
+
+    All have ``length`` bytes; ``addresses`` are virtual, in table order; ``make`` makes the one with a number.
+    """
+
+    def __init__(
+        self, table: TableInfo, length: int, addresses: Sequence[int], make: Callable[[int, int], Site]
+    ) -> None:
+        self.table = table
+        self.length = length
+        self.addresses = addresses
+        self._make = make
+
+    def site(self, number: int) -> Site:
+        """The site that an entry names."""
+        return self._make(number, self.addresses[number])
+
+    def within(self, start: int, end: int) -> Places:
+        """Those that lie in a range of virtual addresses."""
+        last = end - self.length
+        numbers = [number for number, address in enumerate(self.addresses) if start <= address <= last]
+        if len(numbers) == len(self.addresses):
+            return self
+        own = [self.addresses[number] for number in numbers]
+        return Places(self.table, self.length, own, lambda number, address: self._make(numbers[number], address))
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __iter__(self) -> Iterator[Site]:
+        return map(self._make, range(len(self.addresses)), self.addresses)
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Site]: ...
+
+    def __getitem__(self, index: int | slice) -> Site | list[Site]:
+        numbers = range(len(self.addresses))[index]
+        return self.site(numbers) if isinstance(numbers, int) else [self.site(number) for number in numbers]
+
+
+class Sites(Sequence[Site]):
+    """Sites of several sequences, one behind the other: those in bulk are made when they are asked for."""
+
+    def __init__(self, parts: Iterable[Sequence[Site]] = ()) -> None:
+        self.parts = tuple(parts)
+
+    def addresses(self) -> Iterator[int]:
+        """The virtual address of each."""
+        for part in self.parts:
+            yield from part.addresses if isinstance(part, Places) else [site.address for site in part]
+
+    def within(self, start: int, end: int) -> Sites:
+        """Those that lie in a range of virtual addresses."""
+        return Sites(
+            part.within(start, end)
+            if isinstance(part, Places)
+            else [s for s in part if start <= s.address and s.address + s.length <= end]
+            for part in self.parts
+        )
+
+    @cached_property
+    def _whole(self) -> list[Site]:
+        return list(self)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Site]:
+        return chain.from_iterable(self.parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Site]: ...
+
+    def __getitem__(self, index: int | slice) -> Site | list[Site]:
+        return self._whole[index]
+
+
 Detailed = str | int | bool | None | tuple[str, ...] | tuple[int, ...]
 """What a finding's details may hold: plain values, and rows of them."""
 
@@ -245,17 +329,27 @@ class Finding:
 class Scan:
     """All that a scan found; ``sites`` in table order (order is meaning: later entries win).
 
-    ``families`` are those whose sites were read; of others the entries were counted at most.
+    ``families`` are those whose sites were read; of others the entries were counted at most.  The sites of the tables
+    in ``bulk`` are not among ``sites``.
     """
 
     tables: tuple[TableInfo, ...]
     sites: tuple[Site, ...]
     findings: tuple[Finding, ...]
     families: tuple[str, ...] = ()
+    bulk: tuple[Places, ...] = ()
 
     def of(self, family: str) -> list[Site]:
         """The sites of one family, in table order."""
-        return list(self._by_family.get(family, ()))
+        return list(self.all_of(family))
+
+    def all_of(self, family: str) -> Sites:
+        """The same, those in bulk without an object for each."""
+        return Sites((self._by_family.get(family, ()), *self.in_bulk(family)))
+
+    def in_bulk(self, family: str) -> list[Places]:
+        """The tables of one family that were read in bulk."""
+        return [places for places in self.bulk if places.table.family == family]
 
     @cached_property
     def _by_family(self) -> dict[str, list[Site]]:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from vmipatch.annotate import FAMILIES, Scan, callsites, mcount, pvops, returns, scan
-from vmipatch.annotate.codesites import Places
+from vmipatch.annotate import FAMILIES, Scan, pvops, scan
 from vmipatch.annotate.site import Alternative, Detailed, Paravirt, Vmi
 from vmipatch.audit import rom as roms
 from vmipatch.audit import tables
@@ -24,7 +22,7 @@ from vmipatch.patch.rules import Version
 COVERING = ("vmi", "afterburn", "parainstructions", "altinstructions")
 """Families whose sites stand for what the instructions in them do: these cover a sensitive instruction."""
 
-BULK = {"call_sites": callsites.bulk, "return_sites": returns.bulk, "mcount": mcount.bulk}
+BULK = ("call_sites", "return_sites", "mcount")
 """Families of a hundred thousand sites, of which few are ever looked at."""
 
 _ID = {"silent": "sensitive-unannotated", "traps": "privileged-unannotated"}
@@ -48,8 +46,8 @@ def audit(
     """
     data = None if rom is None else roms.read(rom)
     progress("tables")
-    found, bulk = _scan(image, layouts)
-    sites = Sites(found.sites, bulk)
+    found = scan(image, FAMILIES, layouts, BULK)
+    sites = Sites(found.sites, found.bulk)
     collector = Collector(image)
     collector.take(f for f in found.findings if f.id != "site-overlap")
     tables.tables(collector, found.tables, placed=image.container != "module")
@@ -78,16 +76,6 @@ def audit(
         rom=None if rom is None else str(rom),
         skipped=(*sweeper.skipped, *collector.dropped()),
     )
-
-
-def _scan(image: Image, layouts: Mapping[str, str] | None) -> tuple[Scan, list[Places]]:
-    """Every family; the sites of those in :data:`BULK` apart, where all of their entries make sense."""
-    places = {name: more for name, read in BULK.items() if (more := read(image)) is not None}
-    found = scan(image, [name for name in FAMILIES if name not in places], layouts)
-    bulk = [one for more in places.values() for one in more]
-    order = list(FAMILIES)
-    tables = sorted((*found.tables, *(one.table for one in bulk)), key=lambda t: order.index(t.family))
-    return replace(found, tables=tuple(tables)), bulk
 
 
 def _text(

@@ -12,8 +12,7 @@ from dataclasses import replace
 from itertools import accumulate
 from operator import le
 
-from vmipatch.annotate.codesites import Places
-from vmipatch.annotate.site import Detailed, Finding, Site
+from vmipatch.annotate.site import Detailed, Finding, Places, Site
 from vmipatch.audit.finding import KINDS, SEVERITIES, FunctionCount
 from vmipatch.errors import AddressError
 from vmipatch.image import Image

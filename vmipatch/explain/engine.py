@@ -6,13 +6,14 @@ explain.late; what tracing and probing change from explain.tracing and explain.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 
-from vmipatch.annotate import Scan, Site, scan
+from vmipatch.annotate import Scan, scan
 from vmipatch.annotate.family import AT_RUN_TIME
+from vmipatch.annotate.site import Sites
 from vmipatch.errors import ImageError, UsageError
 from vmipatch.explain import chosen, cpudata, fit, padding, probes, runs, thunks, tracing
 from vmipatch.explain.ground import Ground
@@ -36,6 +37,9 @@ EVIDENCE = ("parainstructions", "altinstructions", "smp_locks", "retpoline_sites
 """The families that tell of a machine; the planner reads the others where it runs their passes."""
 
 
+BULK = ("return_sites", "mcount")
+"""Families of tens of thousands of sites, nearly all of them alike."""
+
 _WORD = 4
 
 
@@ -57,7 +61,7 @@ class Compared:
     """One stretch of text with what stands where: its ground, the sites in it, how its late families stand."""
 
     ground: Ground
-    sites: tuple[Site, ...]
+    sites: Sites
     tallies: dict[str, Tally]
     proved: list[Proved]
 
@@ -77,7 +81,7 @@ def explain(
         raise ImageError("cut short: it lacks a part of the kernel's text", file=memory.path, address=text.address)
     evidence = [f"kernel found {running.how}" + (f", moved by {running.slide:#x}" if running.slide else "")]
     ground = Ground(image, text.address, bytes(image.data[text.offset : text.offset + text.size]), found)
-    boot_scan = scan(image, EVIDENCE)
+    boot_scan = scan(image, EVIDENCE, bulk=BULK)
     refuse_findings(image, boot_scan)
     settled = rules_for(image, boot_scan, kernel)
     rules, warnings = settled.rules, list(settled.warnings)
@@ -96,7 +100,7 @@ def explain(
     whole = Kernel(image, running, boot, running if _has_data(running) else None, layouts_of(boot_scan))
     lay_plan(ground, planned)
     _relocate(image, running.slide, ground, planned)
-    boot_sites = [s for family in rules.boot for s in planned.sites.get(family) or boot_scan.of(family)]
+    boot_sites = Sites(planned.sites.get(family) or boot_scan.all_of(family) for family in rules.boot)
     compared = finish(whole, ground, boot_sites)
     said = [f"{name}: {n} sites by {how}" for name, t in compared.tallies.items() for how, n in t.evidence.items()]
     listed, number, count = runs.unexplained(ground, compared.sites)
@@ -111,20 +115,20 @@ def explain(
     )  # fmt: skip
 
 
-def finish(kernel: Kernel, ground: Ground, boot_sites: Sequence[Site]) -> Compared:
+def finish(kernel: Kernel, ground: Ground, boot_sites: Sites) -> Compared:
     """What a running kernel changes after its boot, over a ground that already has what the boot wrote.
 
     ``boot_sites`` are the sites of the boot's passes, wherever they are; sites of later changes are read from the
     ground's own image.
     """
-    late = scan(ground.image, AT_RUN_TIME)
+    late = scan(ground.image, AT_RUN_TIME, bulk=BULK)
     refuse_findings(ground.image, late)
-    here = {family: _inside(ground, late.of(family)) for family in AT_RUN_TIME}
+    here = {family: late.all_of(family).within(ground.base, ground.end) for family in AT_RUN_TIME}
     live = Live(kernel.boot, kernel.data)
     tallies = {family: LATE[family].expect(ground, sites, live) for family, sites in here.items() if sites}
     proved: list[Proved] = []
     if next(ground.differences(), None) is not None:
-        inside = _inside(ground, boot_sites)
+        inside = boot_sites.within(ground.base, ground.end)
         thunks.prove(ground, kernel.running, [s for s in inside if s.family == "retpoline_sites"])
         padding.prove(ground, kernel.boot, kernel.running.slide)
         jumps = bool(kernel.boot.rules.section("mcount").get("jumps"))
@@ -132,7 +136,8 @@ def finish(kernel: Kernel, ground: Ground, boot_sites: Sequence[Site]) -> Compar
         proved += probes.prove(ground, kernel.running)
     for family, sites in here.items():
         proved += LATE[family].proved(ground, sites, live)
-    return Compared(ground, (*boot_sites, *late.sites), tallies, proved)
+    whole = Sites((*boot_sites.parts, *(late.all_of(family) for family in AT_RUN_TIME)))
+    return Compared(ground, whole, tallies, proved)
 
 
 def layouts_of(found: Scan) -> dict[str, str]:
@@ -148,11 +153,6 @@ def text_of(image: Image) -> Section:
     if section is None or not section.file_size:
         raise ImageError("the image has no .text section", file=image.path)
     return section
-
-
-def _inside(ground: Ground, sites: Sequence[Site]) -> list[Site]:
-    base, end = ground.base, ground.end
-    return [s for s in sites if base <= s.address and s.address + s.length <= end]
 
 
 def _has_data(running: Running) -> bool:
@@ -190,14 +190,20 @@ def _machine(
             f"features: boot_cpu_data of the dump, {known.vendor} family {known.family}",
             *said,
         ]
-    best, share = fit.features(image, ground, found, rules, cpus, kernel)
+    best, share = fit.features(image, ground, scan(image, EVIDENCE), rules, cpus, kernel)
     return Native(best, cpus), [f"features: best fit to the text, {share}", *said]
 
 
 def lay_plan(ground: Ground, planned: Plan) -> None:
     """Expect what the planner says that boot wrote."""
-    for family, patches in groupby(planned.patches, key=attrgetter("cause.family")):
-        ground.lay_all(((patch.address, patch.new) for patch in patches), ground.cause(family))
+    done = 0
+    for run in (*planned.runs, None):
+        stop = len(planned.patches) if run is None else run.after
+        for family, patches in groupby(planned.patches[done:stop], key=attrgetter("cause.family")):
+            ground.lay_all(((patch.address, patch.new) for patch in patches), ground.cause(family))
+        if run is not None:
+            ground.lay_all(zip(run.addresses, run.codes, strict=True), ground.cause(run.family))
+        done = stop
 
 
 def _relocate(image: Image, slide: int, ground: Ground, planned: Plan) -> None:
@@ -210,7 +216,7 @@ def _relocate(image: Image, slide: int, ground: Ground, planned: Plan) -> None:
             f"the running kernel was moved by {slide:#x}, and the image has no relocation table: give its bzImage",
             file=image.path,
         )
-    here = Plan(tuple(p for p in planned.patches if ground.base <= p.address < ground.end))
+    here = Plan(tuple(p for p in planned.patches if ground.base <= p.address < ground.end), runs=planned.runs)
     for fields, width, value in (
         (table.absolute32, 4, slide), (table.absolute64, 8, slide), (table.inverse32, 4, -slide),
     ):  # fmt: skip

@@ -166,7 +166,7 @@ def _touched(group: list[Site], others: list[Site], starts: list[int]) -> list[S
 
 
 def _inside(ground: Ground, found: Scan, family: str) -> list[Site]:
-    return [s for s in found.sites if s.family == family and ground.base <= s.address and s.end <= ground.end]
+    return list(found.all_of(family).within(ground.base, ground.end))
 
 
 def _target(ground: Ground, site: Site) -> int | None:

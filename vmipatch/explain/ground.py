@@ -9,7 +9,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, compress
+from itertools import compress
 
 from vmipatch.image import Image
 
@@ -123,12 +123,17 @@ class Ground:
         """The stretches in which what is expected may differ from what was on disk, none twice."""
         fields = (a - self.base for a, width in self._moved for a in range(a, a + width))
         moved = [at << _LENGTH_BITS | 1 for at in fields if 0 <= at < len(self.expected)]
-        packed = sorted([*self._laid, *moved])
-        starts = [one >> _LENGTH_BITS for one in packed]
-        stops = [start + (one & _LENGTH_MASK) for start, one in zip(starts, packed, strict=True)]
-        # Each begins where all before it have ended: by columns, as there are a hundred thousand.
-        done = list(accumulate(stops, max, initial=0))
-        return list(map(slice, map(max, starts, done), stops))
+        result = []
+        end = 0
+        for packed in sorted([*self._laid, *moved]):
+            start = packed >> _LENGTH_BITS
+            stop = start + (packed & _LENGTH_MASK)
+            if start < end:
+                start = end
+            if stop > start:
+                result.append(slice(start, stop))
+                end = stop
+        return result
 
 
 def _parts(text: bytes | bytearray, spans: list[slice]) -> bytes:

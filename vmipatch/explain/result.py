@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,7 +68,7 @@ class Explanation:
     proved: list[Proved]
     warnings: list[str] = field(default_factory=list)
     ground: Ground | None = field(default=None, repr=False, compare=False)
-    sites: tuple[Site, ...] = field(default=(), repr=False, compare=False)
+    sites: Sequence[Site] = field(default=(), repr=False, compare=False)
     kernel: Kernel | None = field(default=None, repr=False, compare=False)
 
     @property

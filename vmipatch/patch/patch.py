@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,9 +39,23 @@ class Patch(NamedTuple):
         return self.address + len(self.new)
 
 
+class Run(NamedTuple):
+    """The patches of one pass over a table in bulk: what each of many virtual addresses becomes, and no more.
+
+    They were made after ``after`` of the plan's own patches.
+    """
+
+    after: int
+    family: str
+    addresses: Sequence[int]
+    codes: Sequence[bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Patches in the order in which the kernel makes them, and what a person should know about them.
+
+    ``runs`` are those over tables that the scan read in bulk, which only a boot's plan may have.
 
     ``rules`` names the era of the kernel's patcher (a file of ``specs/kernels/``),
     ``nops`` its nop table; ``sites`` are those that each family's pass looked at; ``left``
@@ -52,8 +66,9 @@ class Plan:
     warnings: tuple[str, ...] = ()
     rules: str = ""
     nops: str = ""
-    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict, compare=False, repr=False)
+    sites: Mapping[str, Sequence[Site]] = field(default_factory=dict, compare=False, repr=False)
     left: Mapping[str, int] = field(default_factory=dict, compare=False)
+    runs: tuple[Run, ...] = ()
 
     def changes(self) -> dict[int, tuple[int, int, Patch]]:
         """Every byte that ends up different: virtual address to (old, new, the last patch that wrote it)."""

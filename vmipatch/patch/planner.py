@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from vmipatch.patch import afterburn, rom, sealing, slide
 from vmipatch.patch.evidence import rules_for
 from vmipatch.patch.passes import NO_FEATURES, PASSES, Boot, Checks, Pass, its
 from vmipatch.patch.passes.onrom import ParavirtOnRom
-from vmipatch.patch.patch import Patch, Plan
+from vmipatch.patch.patch import Patch, Plan, Run
 from vmipatch.patch.rules import Rules, Version, eras
 from vmipatch.patch.target import Native, OnRom, Target
 from vmipatch.patch.text import Text
@@ -115,7 +115,8 @@ def _planned(
     order = rules.boot if whole else rules.passes
     if not whole:
         kept = kept.union(*(passes[family].kept(_sites(image, scan, family)) for family in KEEPING))
-    looked_at: dict[str, tuple[Site, ...]] = {}
+    looked_at: dict[str, Sequence[Site]] = {}
+    runs: list[Run] = []
     left: dict[str, int] = {}
     for family in rules.boot:
         one = passes[family]
@@ -124,6 +125,14 @@ def _planned(
         if family not in order:
             left[family] = sum(t.count for t in scan.tables if t.family == family)
             continue
+        if len(scan.in_bulk(family)) == 1 and not one.also(rules) and not kept:
+            places = scan.in_bulk(family)[0]
+            codes = one.codes(text, places, boot)
+            if codes is not None:
+                looked_at[family] = places
+                runs.append(Run(len(patches), family, places.addresses, codes))
+                text.write_table(places.addresses, codes)
+                continue
         sites = _sites(image, scan, family)
         looked_at[family] = tuple(sites)
         for other in one.also(rules):
@@ -133,7 +142,7 @@ def _planned(
             left[family] = sum(s.address in kept for s in looked_at[family])
         patches += one.patches(text, sites, boot)
     left = {family: count for family, count in left.items() if count}
-    return Plan(tuple(patches), tuple(warnings), rules.name, nops.name, looked_at, left)
+    return Plan(tuple(patches), tuple(warnings), rules.name, nops.name, looked_at, left, tuple(runs))
 
 
 def _sites(image: Image, scan: Scan, family: str) -> list[Site]:

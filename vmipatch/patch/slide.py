@@ -13,13 +13,14 @@ its copy; in any other the kernel itself must copy what there is no entry for.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import islice, pairwise
 
 from vmipatch.annotate.site import Alternative
 from vmipatch.errors import PatchError
 from vmipatch.image import Image
-from vmipatch.patch.patch import Plan
+from vmipatch.patch.patch import Plan, Run
 
 
 def adjusted(image: Image, plan: Plan, data: bytearray) -> None:
@@ -48,6 +49,8 @@ def moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[
     """Fields that patches have overwritten, and fields that came with copied replacements."""
     present = set(fields)
     started = set(present)
+    for run in plan.runs:
+        present -= _covered(present, width, run)
     for patch in plan.patches:
         start, end = patch.address, patch.end
         if patch.site is None or patch.old == patch.new:
@@ -65,6 +68,14 @@ def moved(plan: Plan, fields: Iterable[int], width: int) -> tuple[set[int], set[
                 if patch.source + i in started:
                     present.add(start + i)
     return started - present, present - started
+
+
+def _covered(fields: set[int], width: int, run: Run) -> set[int]:
+    """The fields of which a run has overwritten a part; what it wrote itself is relative."""
+    starts = sorted(run.addresses)
+    length = max(map(len, run.codes), default=0)
+    first = ((field, bisect_left(starts, field - length + 1)) for field in fields)
+    return {field for field, i in first if i < len(starts) and starts[i] < field + width}
 
 
 def homeless(image: Image, plan: Plan) -> frozenset[int]:

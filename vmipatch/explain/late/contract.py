@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from vmipatch import facts
 from vmipatch.annotate import Site
+from vmipatch.annotate.site import Sites
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.result import Proved
 from vmipatch.isa.nops import NopTable
@@ -57,7 +58,7 @@ class LateFamily:
 
     family = ""
 
-    def expect(self, ground: Ground, sites: Sequence[Site], live: Live) -> Tally:
+    def expect(self, ground: Ground, sites: Sites, live: Live) -> Tally:
         """Lay over the ground what each site must hold now.
 
         A state that depends on a variable is decided by that variable where the dump has it; where it has not,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vmipatch.annotate import Site
-from vmipatch.annotate.site import JumpLabel
+from vmipatch.annotate.site import JumpLabel, Sites
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late.contract import Data, LateFamily, Live, State, Tally, five_byte_nop
 from vmipatch.explain.result import Proved
@@ -20,7 +20,7 @@ class JumpLabels(LateFamily):
 
     family = "jump_labels"
 
-    def expect(self, ground: Ground, sites: Sequence[Site], live: Live) -> Tally:
+    def expect(self, ground: Ground, sites: Sites, live: Live) -> Tally:
         """See :class:`LateFamily`."""
         tally = Tally()
         nops = live.boot.nops

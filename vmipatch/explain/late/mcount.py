@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import repeat
 
 from vmipatch.annotate import Site
+from vmipatch.annotate.site import Sites
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late.contract import LateFamily, Live, State, Tally, five_byte_nop, five_byte_nops
 from vmipatch.isa import branch
@@ -18,18 +19,19 @@ class McountCalls(LateFamily):
 
     family = "mcount"
 
-    def expect(self, ground: Ground, sites: Sequence[Site], live: Live) -> Tally:
+    def expect(self, ground: Ground, sites: Sites, live: Live) -> Tally:
         """See :class:`LateFamily`."""
         tally = Tally()
         found, base = ground.found, ground.base
-        sample = sites[:: max(1, len(sites) // _SAMPLED)]
-        calls = sum(found[s.address - base] == branch.CALL for s in sample)
+        addresses = list(sites.addresses())
+        sample = addresses[:: max(1, len(sites) // _SAMPLED)]
+        calls = sum(found[address - base] == branch.CALL for address in sample)
         if calls * 2 > len(sample):
             tally.states["call, ftrace not started"] = len(sites)
             return tally
         nop = five_byte_nop(live.boot.nops)
         cause = ground.cause(self.family)
-        ground.lay_all(((site.address, nop) for site in sites), cause)
+        ground.lay_all(zip(addresses, repeat(nop)), cause)
         tally.states["nop"] = len(sites)
         return tally
 

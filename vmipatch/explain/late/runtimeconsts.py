@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from vmipatch.annotate import Site
+from vmipatch.annotate.site import Sites
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late.contract import LateFamily, Live, State, Tally
 from vmipatch.patch.passes import Boot
@@ -16,7 +16,7 @@ class RuntimeConsts(LateFamily):
 
     family = "runtime_consts"
 
-    def expect(self, ground: Ground, sites: Sequence[Site], live: Live) -> Tally:
+    def expect(self, ground: Ground, sites: Sites, live: Live) -> Tally:
         """See :class:`LateFamily`."""
         tally = Tally()
         cause = ground.cause(self.family)

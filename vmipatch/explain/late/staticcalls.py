@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmipatch.annotate import Site
-from vmipatch.annotate.site import StaticCall
+from vmipatch.annotate.site import Sites, StaticCall
 from vmipatch.annotate.staticcalls import JCC_LENGTH
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.late.contract import Data, LateFamily, Live, State, Tally, five_byte_nop, five_byte_nops
@@ -106,7 +106,7 @@ class StaticCalls(LateFamily):
 
     family = "static_calls"
 
-    def expect(self, ground: Ground, sites: Sequence[Site], live: Live) -> Tally:
+    def expect(self, ground: Ground, sites: Sites, live: Live) -> Tally:
         """See :class:`LateFamily`."""
         return expect(ground, sites, live.data, call_forms(live.boot))
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vmipatch.annotate import Site, scan
+from vmipatch.annotate import scan
+from vmipatch.annotate.site import Sites
 from vmipatch.errors import ImageError, VmipatchError
 from vmipatch.explain import engine, runs
 from vmipatch.explain.ground import Ground
@@ -195,7 +196,7 @@ class _Work:
         planned = boot_plan(
             image, read, boot.native, kernel=boot.rules.since, seen=Seen(boot.return_thunk, boot.checks)
         )
-        sites = [s for family in boot.rules.boot for s in planned.sites.get(family) or read.of(family)]
+        sites = Sites(planned.sites.get(family) or read.of(family) for family in boot.rules.boot)
         whole = engine.Kernel(image, running, boot, running)
         total = 0
         for region in placed.text:
@@ -214,7 +215,7 @@ class _Work:
         found: bytes,
         planned: Plan,
         whole: engine.Kernel,
-        sites: list[Site],
+        sites: Sites,
         result: ModuleExplained,
     ) -> int:
         ground = Ground(placed.image, region.address, placed.pristine(region, found), found)

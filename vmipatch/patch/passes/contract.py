@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vmipatch.annotate import Site
+from vmipatch.annotate.site import Places
 from vmipatch.image import Image
 from vmipatch.isa.nops import NopTable
 from vmipatch.patch.cpu import Cpu
@@ -113,6 +114,10 @@ class Pass:
     def patches(self, text: Text, sites: Sequence[Site], boot: Boot) -> Iterator[Patch]:
         """Every patch in the order of the kernel, each laid over ``text``; :class:`PatchError` for what cannot be."""
         raise NotImplementedError
+
+    def codes(self, text: Text, places: Places, boot: Boot) -> list[bytes] | None:
+        """What :meth:`patches` makes of each site of a table in bulk; None where that needs the sites themselves."""
+        return None
 
     def kept(self, sites: Sequence[Site]) -> frozenset[int]:
         """Virtual addresses that the kernel's own patcher must find as they are on disk, because of these sites.

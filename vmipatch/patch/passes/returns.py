@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmipatch.annotate import Site
-from vmipatch.annotate.site import Thunk
+from vmipatch.annotate.site import Places, Thunk
 from vmipatch.image import Image
 from vmipatch.isa import branch
 from vmipatch.patch.passes.contract import Boot, Choice, Pass
@@ -84,6 +84,12 @@ class Returns(Pass):
         ]
         text.write_all((patch.address, patch.new) for patch in patches)
         yield from patches
+
+    def codes(self, text: Text, places: Places, boot: Boot) -> list[bytes] | None:
+        """See :class:`Pass`.  A table in bulk holds nothing but jumps of five bytes, on disk."""
+        if not text.begin_with(places.addresses, branch.JMP):
+            return None
+        return forms_at(places.addresses, thunk_of(boot), boot.lookup(ITS), text.image.bits)
 
     def kept(self, sites: Sequence[Site]) -> frozenset[int]:
         """The thunk that returns go to until they are patched: from 6.9 on it is an alternative itself."""
