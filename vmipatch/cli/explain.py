@@ -64,14 +64,12 @@ def explain(
     if legal is not None:
         from vmipatch.explain import legal as legal_set
         from vmipatch.explain.modules import legal_modules
-        from vmipatch.report.jsontext import dumps
         from vmipatch.report.writing import write_text
 
         # With a dump the folder says what is loaded in it.
         files = modules if memory is None else None
         of_modules = legal_modules(opened, files, kernel=parse(kernel)) if files is not None else ()
-        document = report.legal_document(opened, legal_set(opened, kernel=parse(kernel)), of_modules)
-        write_text(legal, dumps(document) + "\n")
+        write_text(legal, report.legal_text(opened, legal_set(opened, kernel=parse(kernel)), of_modules))
     if memory is not None:
         cpu = None if features is None else from_features(features)
         dump = Memory(memory, None if base is None else number(base))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.family import AT_RUN_TIME
@@ -22,8 +23,9 @@ from vmipatch.explain.late import LATE, State
 from vmipatch.image import Image
 from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.evidence import rules_for
-from vmipatch.patch.passes import PASSES, Boot, Choice, callthunks
+from vmipatch.patch.passes import PASSES, Boot, Checks, Choice, callthunks
 from vmipatch.patch.passes import its as thunks
+from vmipatch.patch.passes.retpolines import Retpolines
 from vmipatch.patch.passes.returns import ITS, Returns
 from vmipatch.patch.planner import refuse_findings
 from vmipatch.patch.rules import Rules
@@ -107,9 +109,7 @@ def within(image: Image, rules: Rules, evidence: Scan, spans: Sequence[tuple[int
     def inside(site: Site) -> bool:
         return any(low <= site.address and site.end <= high for low, high in spans)
 
-    maker = _Boots(image, rules, sites)
-    for group in _groups(s for s in sites if inside(s)):
-        yield maker.group(group)
+    yield from _Boots(image, rules, sites).entries(list(_groups(filter(inside, sites))))
     for site in late.sites:
         if inside(site):
             listed, patterns = LATE[site.family].states(site, boot)
@@ -120,8 +120,23 @@ def within(image: Image, rules: Rules, evidence: Scan, spans: Sequence[tuple[int
             yield Legal(site.address, site.length, (site.family,), states, patterns)
 
 
+_Held = tuple[tuple[bytes, str, tuple[int, ...]], ...]
+"""The fields of a group's states: the collector has no work with plain tuples, of which there are a million."""
+
+
+class _Shape(NamedTuple):
+    """What groups of sites have in common that are tried together: passes, in their order, and choices."""
+
+    passes: tuple[str, ...]
+    dimensions: tuple[tuple[Choice, ...], ...]
+
+
 class _Boots:
-    """The states of groups of boot's sites: what each may be made of, whatever the machine."""
+    """The states of groups of boot's sites: what each may be made of, whatever the machine.
+
+    A pass is made for a whole table, and groups share no bytes: all groups that depend on the same choices go through
+    a boot together.
+    """
 
     def __init__(self, image: Image, rules: Rules, sites: Sequence[Site]) -> None:
         self.image = image
@@ -130,63 +145,98 @@ class _Boots:
         self.words = rules.feature_words()[1]
         self._sites = sorted(sites, key=lambda s: s.address)
         self._starts = [s.address for s in self._sites]
-        self._counting: list[tuple[str, Boot]] | None = None
+        self._walked = {family: (family, *PASSES[family].also(rules)) for family in rules.boot}
+        self._alone: dict[str, _Shape] = {}
 
-    def group(self, group: Sequence[Site]) -> Legal:
-        """Sites that share bytes: their bytes after every boot that makes a difference to them."""
-        if len(group) == 1 and group[0].family == callthunks.FAMILY:
-            return self._call(group[0])
-        start, end = min(s.address for s in group), max(s.end for s in group)
-        members = list(group)
+    def entries(self, groups: Sequence[Sequence[Site]]) -> Iterator[Legal]:
+        """The entry of each group: its bytes after every boot that makes a difference to them."""
+        together: dict[_Shape, list[int]] = {}
+        members: list[Sequence[Site]] = []
+        for index, group in enumerate(groups):
+            members.append(self._members(group))
+            together.setdefault(self._shape(members[-1]), []).append(index)
+        tried: list[_Held] = [()] * len(groups)
+        for shape, indices in together.items():
+            found = self._tried(shape, [groups[i] for i in indices], [members[i] for i in indices])
+            for index, held in zip(indices, found, strict=True):
+                tried[index] = held
+        for group, held in zip(groups, tried, strict=True):
+            start, length = _span(group)
+            families = (group[0].family,) if len(group) == 1 else tuple(sorted({s.family for s in group}))
+            patterns = ("its-thunk",) if self.its and any(s.family == Retpolines.family for s in group) else ()
+            yield Legal(start, length, families, tuple(State(*state) for state in held), patterns)
+
+    def _members(self, group: Sequence[Site]) -> Sequence[Site]:
+        """The sites of a group and those inside its replacements: earlier passes patch them, and they are copied so."""
+        inside: list[Site] = []
         for site in group:
-            if isinstance(site.detail, Alternative):
-                members += self._within(site.detail.replacement, site.detail.replacement_length)
-        members = list(dict.fromkeys(members))
-        here = {
-            family: [s for s in members if s.family in (family, *PASSES[family].also(self.rules))]
-            for family in self.rules.boot
-        }
-        here = {family: sites for family, sites in here.items() if sites}
-        dimensions: list[list[Choice]] = []
+            if isinstance(site.detail, Alternative) and site.detail.replacement_length:
+                start = site.detail.replacement
+                low, high = (bisect_left(self._starts, at) for at in (start, start + site.detail.replacement_length))
+                inside += self._sites[low:high]
+        return list(dict.fromkeys((*group, *inside))) if inside or len(group) > 1 else group
+
+    def _shape(self, members: Sequence[Site]) -> _Shape:
+        alone = members[0].family if len(members) == 1 and not isinstance(members[0].detail, Alternative) else None
+        if alone is not None and alone in self._alone:
+            return self._alone[alone]
+        here = self._by_pass(members)
+        dimensions: list[tuple[Choice, ...]] = []
         for family, sites in here.items():
-            for choices in PASSES[family].choices(self.image, sites, self.rules):
+            for choices in map(tuple, PASSES[family].choices(self.image, sites, self.rules)):
                 if choices not in dimensions:
                     dimensions.append(choices)
-        found: dict[tuple[bytes, tuple[int, ...]], str] = {(self.image.read(start, end - start), ()): "on disk"}
-        for combined in _combinations(dimensions):
+        shape = _Shape(tuple(here), tuple(dimensions))
+        if alone is not None:
+            self._alone[alone] = shape
+        return shape
+
+    def _by_pass(self, sites: Iterable[Site]) -> dict[str, list[Site]]:
+        """What each pass of the boot walks of some sites, for those that walk any."""
+        by_family: dict[str, list[Site]] = {}
+        for site in sites:
+            by_family.setdefault(site.family, []).append(site)
+        here = {
+            family: [s for one in walked for s in by_family.get(one, ())] for family, walked in self._walked.items()
+        }
+        return {family: walked for family, walked in here.items() if walked}
+
+    def _tried(
+        self, shape: _Shape, groups: Sequence[Sequence[Site]], members: Sequence[Sequence[Site]]
+    ) -> Iterator[_Held]:
+        """The states of each of several groups of one shape."""
+        here = self._by_pass(dict.fromkeys(s for group in members for s in group))
+        spans = [_span(group) for group in groups]
+        none: list[tuple[int, ...]] = [()] * len(groups)
+        causes, codes, frees = ["on disk"], [Text(self.image).read_spans(spans)], [none]
+        for combined in _combinations(shape.dimensions):
             boot = self._boot(combined)
-            code = self._run(here, boot, start, end)
-            says = ", ".join(c.says for c in combined if c.says)
-            free = self._free(here, boot, code, start) if boot.checks is not None else ()
-            found.setdefault((code, free), says or ", ".join(sorted({s.op for s in group})))
-        patterns = ("its-thunk",) if "retpoline_sites" in here and self.its else ()
-        listed = tuple(State(code, cause, free) for (code, free), cause in found.items())
-        return Legal(start, end - start, tuple(sorted({s.family for s in group})), listed, patterns)
+            causes.append(", ".join(c.says for c in combined if c.says))
+            codes.append(self._run(here, boot, spans))
+            frees.append(self._free(here, boot, boot.checks, codes[-1], spans) if boot.checks is not None else none)
+        for group, column, free in zip(groups, zip(*codes, strict=True), zip(*frees, strict=True), strict=True):
+            states: dict[tuple[bytes, tuple[int, ...]], str] = {}
+            for key, cause in zip(zip(column, free, strict=True), causes, strict=True):
+                if key not in states:
+                    states[key] = cause or ", ".join(sorted({s.op for s in group}))
+            yield tuple((code, cause, free) for (code, free), cause in states.items())
 
-    def _call(self, site: Site) -> Legal:
-        """A site that only call depth tracking writes, of which there are some hundred thousand."""
-        if self._counting is None:
-            choices = PASSES[site.family].choices(self.image, [site], self.rules)
-            self._counting = [(c.says, self._boot((c,))) for c in choices[0]] if choices else []
-        found = {self.image.read(site.address, site.length): "on disk"}
-        for says, boot in self._counting:
-            found.setdefault(self._run({site.family: [site]}, boot, site.address, site.end), says)
-        states = tuple(State(code, cause) for code, cause in found.items())
-        return Legal(site.address, site.length, (site.family,), states, ())
-
-    def _free(self, here: dict[str, list[Site]], boot: Boot, code: bytes, start: int) -> tuple[int, ...]:
+    def _free(
+        self,
+        here: dict[str, list[Site]],
+        boot: Boot,
+        checks: Checks,
+        codes: Sequence[bytes],
+        spans: Sequence[tuple[int, int]],
+    ) -> list[tuple[int, ...]]:
         """The offsets of bytes that depend on the seed of a boot: any value may stand there."""
-        assert boot.checks is not None
-        found: set[int] = set()
+        found: list[set[int]] = [set() for _ in codes]
         for seed in _SEEDS:
-            other = self._run(here, replace(boot, checks=boot.checks._replace(seed=seed)), start, start + len(code))
-            found |= {i for i, (a, b) in enumerate(zip(code, other, strict=True)) if a != b}
-        return tuple(sorted(found))
-
-    def _within(self, start: int, length: int) -> list[Site]:
-        """Sites inside a replacement: earlier passes patch them, and it is copied as they leave it."""
-        low, high = bisect_left(self._starts, start), bisect_left(self._starts, start + length)
-        return self._sites[low:high]
+            others = self._run(here, replace(boot, checks=checks._replace(seed=seed)), spans)
+            for offsets, code, other in zip(found, codes, others, strict=True):
+                if other != code:
+                    offsets.update(i for i, (a, b) in enumerate(zip(code, other, strict=True)) if a != b)
+        return [tuple(sorted(offsets)) for offsets in found]
 
     def _boot(self, choices: Iterable[Choice]) -> Boot:
         words = [0] * self.words
@@ -204,13 +254,20 @@ class _Boots:
         native = Native(Cpu("any", None, None, None, None, tuple(words)), cpus)
         return Boot(self.image, self.rules, nops, native, thunk, checks, thunks.Thunks.of(self.image))
 
-    def _run(self, here: dict[str, list[Site]], boot: Boot, start: int, end: int) -> bytes:
+    def _run(self, here: dict[str, list[Site]], boot: Boot, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What a boot makes of stretches of text."""
         text = Text(self.image)
         for family, sites in here.items():
             if PASSES[family].applies(boot):
                 for _ in PASSES[family].patches(text, sites, boot):
                     pass
-        return text.read(start, end - start)
+        return text.read_spans(spans)
+
+
+def _span(group: Sequence[Site]) -> tuple[int, int]:
+    """The virtual address and the length of what a group covers."""
+    start = min(s.address for s in group)
+    return start, max(s.end for s in group) - start
 
 
 def _combinations(dimensions: Sequence[Sequence[Choice]]) -> Iterator[tuple[Choice, ...]]:

@@ -70,11 +70,30 @@ class Text:
 
     def read_all(self, sites: Iterable[Site]) -> list[bytes]:
         """The bytes of many sites, as they are now; :class:`AddressError` outside the image."""
-        if self._pages or self._table is not None:
-            return [self.read(site.address, site.length) for site in sites]
-        locate, memory = self.image.locate, self.image.memory
-        offsets = ((locate(site.address, site.length), site.length) for site in sites)
-        return [bytes(memory[at : at + length]) for at, length in offsets]
+        return self.read_spans((site.address, site.length) for site in sites)
+
+    def read_spans(self, spans: Iterable[tuple[int, int]]) -> list[bytes]:
+        """The bytes of many stretches, each a virtual address and a length; :class:`AddressError` as :meth:`read`."""
+        if not self._pages and self._table is None:
+            locate, memory = self.image.locate, self.image.memory
+            offsets = ((locate(address, length), length) for address, length in spans)
+            return [bytes(memory[at : at + length]) for at, length in offsets]
+        pages, memory, around, low, high, move = self._pages, self.image.memory, self.image.around, 0, 0, 0
+        found = []
+        for address, length in spans:
+            if not low <= address <= high - length:
+                low, high, move = around(address)
+            at = address + move
+            end = at + length
+            number = at >> _PAGE_BITS
+            if address > high - length or end - 1 >> _PAGE_BITS != number:
+                found.append(self.read(address, length))
+                continue
+            if self._table is not None:
+                self._settle(number)
+            page = pages.get(number)
+            found.append(bytes(memory[at:end] if page is None else page[at & _PAGE - 1 : (at & _PAGE - 1) + length]))
+        return found
 
     def begin_with(self, addresses: Iterable[int], lead: int) -> bool:
         """Whether a byte stands at each of many addresses, where the image has it."""

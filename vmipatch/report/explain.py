@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vmipatch.explain import ANYWHERE, DOMAINS, Explanation, Legal
 from vmipatch.image import Image
-from vmipatch.report.jsontext import addressed, dumps
+from vmipatch.report.jsontext import addressed, compact, dumps
 from vmipatch.report.modules import legal_record, proved, record, table, unexplained
 from vmipatch.report.scan import image_record
 
@@ -82,25 +83,43 @@ def _hex(code: bytes) -> str:
     return code[:16].hex(" ") + (" …" if len(code) > 16 else "")
 
 
-def legal_document(image: Image, entries: Iterable[Legal], modules: Iterable[ModuleLegal] = ()) -> dict[str, Any]:
-    """The legal-patch set as the file says it (docs/explain.md)."""
-    return {
+_TOGETHER = 1024
+"""Sites that are made into text at once: a kernel has some hundred thousand."""
+
+
+def legal_text(image: Image, entries: Iterable[Legal], modules: Iterable[ModuleLegal] = ()) -> Iterator[str]:
+    """The file of the legal-patch set (docs/explain.md), in pieces."""
+    head = {
         "schema": "vmipatch.legal/1",
         "image": image_record(image),
         "domains": DOMAINS,
         "anywhere": [{"cause": cause, "pattern": text} for cause, text in ANYWHERE],
-        "sites": [
-            {
-                **addressed("address", x.address),
-                "length": x.length,
-                "families": list(x.families),
-                "states": [
-                    {"bytes": s.code.hex(), "cause": s.cause} | ({"free": list(s.free)} if s.free else {})
-                    for s in x.states
-                ],
-                "patterns": list(x.patterns),
-            }
-            for x in entries
+    }
+    yield compact(head)[:-1] + ',"sites":['
+    yield from _listed(map(_site, entries))
+    yield '],"modules":['
+    yield from _listed(map(legal_record, modules))
+    yield "]}\n"
+
+
+def _listed(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The text between the brackets of a list."""
+    between, rest = "", iter(records)
+    while some := list(islice(rest, _TOGETHER)):
+        yield between + compact(some)[1:-1]
+        between = ","
+
+
+def _site(entry: Legal) -> dict[str, Any]:
+    return {
+        **addressed("address", entry.address),
+        "length": entry.length,
+        "families": entry.families,
+        "states": [
+            {"bytes": s.code.hex(), "cause": s.cause, "free": s.free}
+            if s.free
+            else {"bytes": s.code.hex(), "cause": s.cause}
+            for s in entry.states
         ],
-        "modules": [legal_record(m) for m in modules],
+        "patterns": entry.patterns,
     }

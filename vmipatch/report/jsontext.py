@@ -12,9 +12,18 @@ from typing import Any
 
 def dumps(record: Any, indent: int | None = None) -> str:
     """One JSON document as ASCII text; bytes that are no UTF-8 as ``\\xNN``, numbers always finite."""
-    text = json.dumps(record, indent=indent, allow_nan=False)
+    return _dumps(record, indent, None)
+
+
+def compact(record: Any) -> str:
+    """What :func:`dumps` gives, without white space."""
+    return _dumps(record, None, (",", ":"))
+
+
+def _dumps(record: Any, indent: int | None, separators: tuple[str, str] | None) -> str:
+    text = json.dumps(record, indent=indent, separators=separators, allow_nan=False)
     if "\\ud" in text:
-        text = json.dumps(_whole(record), indent=indent, allow_nan=False)
+        text = json.dumps(_whole(record), indent=indent, separators=separators, allow_nan=False)
     return text
 
 

@@ -148,17 +148,20 @@ def plan(text: Text, sites: Iterable[Site], how: Thunks) -> Iterator[Patch]:
     ``sites`` are the direct calls of ``.call_sites``, or alternatives; what stands there now decides.  No call outside
     :attr:`Thunks.core` changes.  A site whose op is ``padding`` is only written.
     """
+    entries: dict[int, int | None] = {}
     for site in sites:
         if site.address not in how.core:
             continue
-        if site.op == PADDING:
-            yield from _padding(text, how, how.entry(text, site.end), site)
+        padding = site.op == PADDING
+        target = site.end if padding else called(text.read(site.address, min(site.length, 6)), site.address)
+        if target is None:
             continue
-        target = called(text.read(site.address, min(site.length, 6)), site.address)
-        pad = how.entry(text, target) if target is not None else None
-        if pad is None:
+        if target not in entries:
+            entries[target] = how.entry(text, target)
+            yield from _padding(text, how, entries[target], site)
+        pad = entries[target]
+        if pad is None or padding:
             continue
-        yield from _padding(text, how, pad, site)
         old = text.read(site.address, branch.CALL_SIZE)
         new = branch.near(branch.CALL, site.address, pad, 64)
         if new != old:

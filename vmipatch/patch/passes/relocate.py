@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from vmipatch.errors import PatchError
 from vmipatch.isa.decode import detailed
 from vmipatch.isa.nops import NopTable
@@ -9,6 +11,7 @@ from vmipatch.isa.nops import NopTable
 _INT3 = 0xCC
 
 
+@lru_cache(maxsize=4096)
 def join_runs(code: bytes, bits: int, nops: NopTable, *, branches: bool, more: bool = False) -> bytes:
     """The nops of a site that gets no replacement, runs of any length joined."""
     return apply(code, 0, 0, len(code), bits, nops, branches=branches, more=more)
