@@ -49,7 +49,7 @@ def test_the_kernel_of_a_unified_image_is_its_bzimage(tmp_path: Path) -> None:
 
 
 def test_packed_again_only_the_payload_differs(tmp_path: Path) -> None:
-    inner = kernel(padding=4000)
+    inner = kernel(padding=100)
     whole = program({".text": bytes(100), ".linux": inner, ".initrd": b"\1" * 3000})
     image = opened(tmp_path, whole)
     data = bytearray(image.data)

@@ -8,43 +8,30 @@ each with its domain.  Imports annotate, patch and its sisters in ``explain/``.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from vmipatch.annotate import Scan, Site, scan
 from vmipatch.annotate.family import AT_RUN_TIME
-from vmipatch.annotate.site import Alternative
+from vmipatch.explain import tracing
 from vmipatch.explain.engine import EVIDENCE, text_of
+from vmipatch.explain.everyboot import EveryBoot, groups_of, span
 from vmipatch.explain.late import LATE, State
 from vmipatch.image import Image
-from vmipatch.patch.cpu import Cpu
 from vmipatch.patch.evidence import rules_for
-from vmipatch.patch.passes import PASSES, Boot, Checks, Choice, callthunks
-from vmipatch.patch.passes import its as thunks
+from vmipatch.patch.passes import Boot, callthunks
 from vmipatch.patch.passes.retpolines import Retpolines
 from vmipatch.patch.passes.returns import ITS, Returns
 from vmipatch.patch.planner import refuse_findings
 from vmipatch.patch.rules import Rules
-from vmipatch.patch.target import Native
-from vmipatch.patch.text import Text
-
-MOST_COMBINED = 4096
-"""Boots of one group of sites that are tried; real groups have some hundreds at most."""
-
-_SEEDS = (0xFFFFFFFF, 0x01010101, 0x10101010, 0xA5A5A5A5)
-"""Seeds that between them change every byte of a hash and of its negative."""
-
-MANY_CPUS = 2
-"""Stands for more than one."""
 
 DOMAINS = {
     "ftrace-call": "E8 to ftrace_caller or ftrace_regs_caller, or to a trampoline that ftrace copies from them into "
     "memory outside the image, or to a direct-call trampoline registered with ftrace",
     "ftrace-jump": "E9 to a direct-call trampoline registered with ftrace to be jumped to",
+    "ftrace-callback": "E8 to the function of a registered ftrace_ops, or to ftrace_ops_list_func or "
+    "ftrace_ops_assist_func",
     "static-call": "E8 (a tail call and a trampoline: E9) to any function that the kernel stores in the site's key",
     "runtime-const": "any value: that which the variable named by the table gets while the kernel starts",
     "its-thunk": "E9 or E8 to a thunk of its own for the register, in memory outside the image (INDIRECT_THUNK_ITS)",
@@ -76,8 +63,7 @@ class Legal:
 def legal(image: Image, *, kernel: tuple[int, ...] | None = None) -> Iterator[Legal]:
     """The legal-patch set of ``.text``, boot's sites first; sites that share bytes are one entry.
 
-    Addresses are virtual, as linked: a kernel that KASLR has moved holds its
-    absolute fields moved as well.
+    Addresses are virtual, as linked; each state says which of its fields KASLR moves.
     """
     text = text_of(image)
     evidence = scan(image, EVIDENCE)
@@ -109,7 +95,21 @@ def within(image: Image, rules: Rules, evidence: Scan, spans: Sequence[tuple[int
     def inside(site: Site) -> bool:
         return any(low <= site.address and site.end <= high for low, high in spans)
 
-    yield from _Boots(image, rules, sites).entries(list(_groups(filter(inside, sites))))
+    callbacks = {a: tracing.LENGTH for a in tracing.callbacks(image) if any(low <= a < high for low, high in spans)}
+    groups = list(groups_of(filter(inside, sites)))
+    its = image.symbols.lookup(ITS) is not None
+    for group, states in zip(groups, EveryBoot(image, rules, sites).states(groups), strict=True):
+        start, length = span(group)
+        families = (group[0].family,) if len(group) == 1 else tuple(sorted({s.family for s in group}))
+        patterns: tuple[str, ...] = ()
+        if its and Retpolines.family in families:
+            patterns += ("its-thunk",)
+        if callbacks.pop(start, None) == length:
+            patterns += ("ftrace-callback",)
+        yield Legal(start, length, families, states, patterns)
+    for address, length in callbacks.items():
+        states = (State(image.read(address, length), "on disk"),)
+        yield Legal(address, length, ("mcount",), states, ("ftrace-callback",))
     for site in late.sites:
         if inside(site):
             listed, patterns = LATE[site.family].states(site, boot)
@@ -120,195 +120,20 @@ def within(image: Image, rules: Rules, evidence: Scan, spans: Sequence[tuple[int
             yield Legal(site.address, site.length, (site.family,), states, patterns)
 
 
-_Held = tuple[tuple[bytes, str, tuple[int, ...]], ...]
-"""The fields of a group's states: the collector has no work with plain tuples, of which there are a million."""
+def matches(entry: Legal, code: bytes, slide: int = 0) -> str | None:
+    """The cause under which ``code`` may stand at an entry, or None; patterns by their opcode and domain.
 
-
-class _Shape(NamedTuple):
-    """What groups of sites have in common that are tried together: passes, in their order, and choices."""
-
-    passes: tuple[str, ...]
-    dimensions: tuple[tuple[Choice, ...], ...]
-
-
-class _Boots:
-    """The states of groups of boot's sites: what each may be made of, whatever the machine.
-
-    A pass is made for a whole table, and groups share no bytes: all groups that depend on the same choices go through
-    a boot together.
+    ``slide`` is how far KASLR has moved the kernel, in bytes.
     """
-
-    def __init__(self, image: Image, rules: Rules, sites: Sequence[Site]) -> None:
-        self.image = image
-        self.rules = rules
-        self.its = image.symbols.lookup(ITS) is not None
-        self.words = rules.feature_words()[1]
-        self._sites = sorted(sites, key=lambda s: s.address)
-        self._starts = [s.address for s in self._sites]
-        self._walked = {family: (family, *PASSES[family].also(rules)) for family in rules.boot}
-        self._alone: dict[str, _Shape] = {}
-
-    def entries(self, groups: Sequence[Sequence[Site]]) -> Iterator[Legal]:
-        """The entry of each group: its bytes after every boot that makes a difference to them."""
-        together: dict[_Shape, list[int]] = {}
-        members: list[Sequence[Site]] = []
-        for index, group in enumerate(groups):
-            members.append(self._members(group))
-            together.setdefault(self._shape(members[-1]), []).append(index)
-        tried: list[_Held] = [()] * len(groups)
-        for shape, indices in together.items():
-            found = self._tried(shape, [groups[i] for i in indices], [members[i] for i in indices])
-            for index, held in zip(indices, found, strict=True):
-                tried[index] = held
-        for group, held in zip(groups, tried, strict=True):
-            start, length = _span(group)
-            families = (group[0].family,) if len(group) == 1 else tuple(sorted({s.family for s in group}))
-            patterns = ("its-thunk",) if self.its and any(s.family == Retpolines.family for s in group) else ()
-            yield Legal(start, length, families, tuple(State(*state) for state in held), patterns)
-
-    def _members(self, group: Sequence[Site]) -> Sequence[Site]:
-        """The sites of a group and those inside its replacements: earlier passes patch them, and they are copied so."""
-        inside: list[Site] = []
-        for site in group:
-            if isinstance(site.detail, Alternative) and site.detail.replacement_length:
-                start = site.detail.replacement
-                low, high = (bisect_left(self._starts, at) for at in (start, start + site.detail.replacement_length))
-                inside += self._sites[low:high]
-        return list(dict.fromkeys((*group, *inside))) if inside or len(group) > 1 else group
-
-    def _shape(self, members: Sequence[Site]) -> _Shape:
-        alone = members[0].family if len(members) == 1 and not isinstance(members[0].detail, Alternative) else None
-        if alone is not None and alone in self._alone:
-            return self._alone[alone]
-        here = self._by_pass(members)
-        dimensions: list[tuple[Choice, ...]] = []
-        for family, sites in here.items():
-            for choices in map(tuple, PASSES[family].choices(self.image, sites, self.rules)):
-                if choices not in dimensions:
-                    dimensions.append(choices)
-        shape = _Shape(tuple(here), tuple(dimensions))
-        if alone is not None:
-            self._alone[alone] = shape
-        return shape
-
-    def _by_pass(self, sites: Iterable[Site]) -> dict[str, list[Site]]:
-        """What each pass of the boot walks of some sites, for those that walk any."""
-        by_family: dict[str, list[Site]] = {}
-        for site in sites:
-            by_family.setdefault(site.family, []).append(site)
-        here = {
-            family: [s for one in walked for s in by_family.get(one, ())] for family, walked in self._walked.items()
-        }
-        return {family: walked for family, walked in here.items() if walked}
-
-    def _tried(
-        self, shape: _Shape, groups: Sequence[Sequence[Site]], members: Sequence[Sequence[Site]]
-    ) -> Iterator[_Held]:
-        """The states of each of several groups of one shape."""
-        here = self._by_pass(dict.fromkeys(s for group in members for s in group))
-        spans = [_span(group) for group in groups]
-        none: list[tuple[int, ...]] = [()] * len(groups)
-        causes, codes, frees = ["on disk"], [Text(self.image).read_spans(spans)], [none]
-        for combined in _combinations(shape.dimensions):
-            boot = self._boot(combined)
-            causes.append(", ".join(c.says for c in combined if c.says))
-            codes.append(self._run(here, boot, spans))
-            frees.append(self._free(here, boot, boot.checks, codes[-1], spans) if boot.checks is not None else none)
-        for group, column, free in zip(groups, zip(*codes, strict=True), zip(*frees, strict=True), strict=True):
-            states: dict[tuple[bytes, tuple[int, ...]], str] = {}
-            for key, cause in zip(zip(column, free, strict=True), causes, strict=True):
-                if key not in states:
-                    states[key] = cause or ", ".join(sorted({s.op for s in group}))
-            yield tuple((code, cause, free) for (code, free), cause in states.items())
-
-    def _free(
-        self,
-        here: dict[str, list[Site]],
-        boot: Boot,
-        checks: Checks,
-        codes: Sequence[bytes],
-        spans: Sequence[tuple[int, int]],
-    ) -> list[tuple[int, ...]]:
-        """The offsets of bytes that depend on the seed of a boot: any value may stand there."""
-        found: list[set[int]] = [set() for _ in codes]
-        for seed in _SEEDS:
-            others = self._run(here, replace(boot, checks=checks._replace(seed=seed)), spans)
-            for offsets, code, other in zip(found, codes, others, strict=True):
-                if other != code:
-                    offsets.update(i for i, (a, b) in enumerate(zip(code, other, strict=True)) if a != b)
-        return [tuple(sorted(offsets)) for offsets in found]
-
-    def _boot(self, choices: Iterable[Choice]) -> Boot:
-        words = [0] * self.words
-        cpus, thunk, checks = MANY_CPUS, None, None
-        nops = self.rules.nop_tables(self.image.bits)[0]
-        for choice in choices:
-            for feature, on in choice.features:
-                words += [0] * ((feature >> 5) + 1 - len(words))
-                bit = 1 << (feature & 31)
-                words[feature >> 5] = words[feature >> 5] | bit if on else words[feature >> 5] & ~bit
-            cpus = choice.cpus or cpus
-            nops = choice.nops or nops
-            thunk = choice.return_thunk or thunk
-            checks = choice.checks or checks
-        native = Native(Cpu("any", None, None, None, None, tuple(words)), cpus)
-        return Boot(self.image, self.rules, nops, native, thunk, checks, thunks.Thunks.of(self.image))
-
-    def _run(self, here: dict[str, list[Site]], boot: Boot, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """What a boot makes of stretches of text."""
-        text = Text(self.image)
-        for family, sites in here.items():
-            if PASSES[family].applies(boot):
-                for _ in PASSES[family].patches(text, sites, boot):
-                    pass
-        return text.read_spans(spans)
-
-
-def _span(group: Sequence[Site]) -> tuple[int, int]:
-    """The virtual address and the length of what a group covers."""
-    start = min(s.address for s in group)
-    return start, max(s.end for s in group) - start
-
-
-def _combinations(dimensions: Sequence[Sequence[Choice]]) -> Iterator[tuple[Choice, ...]]:
-    """One choice of each dimension, every way; of too many ways those with all first or all last choices."""
-    ways = 1
-    for choices in dimensions:
-        ways *= len(choices)
-    if ways <= MOST_COMBINED:
-        yield from product(*dimensions)
-        return
-    for turn in range(max(map(len, dimensions))):
-        yield tuple(choices[min(turn, len(choices) - 1)] for choices in dimensions)
-
-
-def _groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
-    """Sites that share bytes, together, in table order within a group; groups by address."""
-    kept = list(sites)
-    order = {id(s): i for i, s in enumerate(kept)}
-    group: list[Site] = []
-    end = -1
-    for site in sorted(kept, key=lambda s: (s.address, -s.length)):
-        if group and site.address >= end:
-            yield sorted(group, key=lambda s: order[id(s)]) if len(group) > 1 else group
-            group = []
-            end = -1
-        group.append(site)
-        end = max(end, site.end)
-    if group:
-        yield sorted(group, key=lambda s: order[id(s)]) if len(group) > 1 else group
-
-
-def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str | None:
-    """The cause under which ``code`` may stand at an entry, or None; patterns by their opcode and domain."""
-    for state in entry.states:
-        if len(code) != len(state.code):
-            continue
-        if _masked(state.code, state.free) == _masked(code, state.free):
+    listed = [(state, moved(state, slide)) for state in entry.states if len(state.code) == len(code)]
+    for state, bytes_there in listed:
+        if _masked(bytes_there, state.free) == _masked(code, state.free):
             return state.cause
-        if "its-thunk" in entry.patterns and _branches(state.code):
-            free = (*state.free, *range(len(code) - 4, len(code)))
-            if _masked(state.code, free) == _masked(code, free):
+    if "its-thunk" in entry.patterns:
+        target = range(len(code) - 4, len(code))
+        for state, bytes_there in listed:
+            free = (*state.free, *target)
+            if _branches(bytes_there) and _masked(bytes_there, free) == _masked(code, free):
                 return "its-thunk"
     for pattern in entry.patterns:
         if pattern == "static-call" and (code[:1] in (b"\xe8", b"\xe9") or _same_condition(entry, code)):
@@ -317,9 +142,21 @@ def matches(entry: Legal, code: bytes, bits: int, text: tuple[int, int]) -> str 
             return pattern
         if pattern == "ftrace-jump" and code[:1] == b"\xe9":
             return pattern
-        if pattern == "ftrace-call" and code[:1] == b"\xe8":
+        if pattern in ("ftrace-call", "ftrace-callback") and code[:1] == b"\xe8":
             return pattern
     return None
+
+
+def moved(state: State, slide: int) -> bytes:
+    """A state's bytes where KASLR has moved the kernel by ``slide`` bytes."""
+    if not state.moves:
+        return state.code
+    code = bytearray(state.code)
+    for move in state.moves:
+        at, width = move.offset, move.width
+        value = int.from_bytes(code[at : at + width], "little") + (slide if move.plus else -slide)
+        code[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+    return bytes(code)
 
 
 def _branches(code: bytes) -> bool:
@@ -341,4 +178,4 @@ def summary(entries: Iterable[Legal]) -> Counter[str]:
     return Counter(family for entry in entries for family in entry.families)
 
 
-__all__ = ["ANYWHERE", "DOMAINS", "Legal", "State", "legal", "matches", "summary", "within"]
+__all__ = ["ANYWHERE", "DOMAINS", "Legal", "State", "legal", "matches", "moved", "summary", "within"]

@@ -13,12 +13,16 @@ from vmipatch.annotate import Site
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.result import Proved
 from vmipatch.explain.running import Running
+from vmipatch.image import Image
 from vmipatch.isa import branch
 
 # FTRACE_FL_* of 3.19 to 7.3: the upper bits have stayed; newer ones took bits from the count, which never gets so far.
 _ENABLED, _REGS_EN, _TRAMP_EN, _DIRECT_EN = 1 << 31, 1 << 29, 1 << 27, 1 << 23
 _COUNT = (1 << 19) - 1
-_LENGTH = 5
+LENGTH = 5
+"""Bytes of a call."""
+CALLBACKS = ("ftrace_call", "ftrace_regs_call")
+"""The calls inside ftrace_caller and ftrace_regs_caller (arch/x86/kernel/ftrace_64.S), of ftrace_stub on disk."""
 _SEARCHES = 4
 """Passes over the dump for one site's record each: with it the whole block of records is found, of which there are
 few.  After that one pass looks for all that are left."""
@@ -26,6 +30,12 @@ _MOST_LEFT = 1 << 14
 _MOST_RECORDS = 1 << 16
 _COMPARED = 24
 """Bytes of a trampoline that must be those of ftrace_caller, from which the kernel copies it."""
+
+
+def callbacks(image: Image) -> list[int]:
+    """The virtual addresses of :data:`CALLBACKS` that an image has."""
+    found = [image.symbols.lookup(name) for name in CALLBACKS] if image.container != "module" else []
+    return [address for address in found if address is not None]
 
 
 def prove(ground: Ground, running: Running, sites: Sequence[Site], *, jumps: bool = False) -> list[Proved]:
@@ -44,7 +54,7 @@ def prove(ground: Ground, running: Running, sites: Sequence[Site], *, jumps: boo
     for site in changed:
         flags = records.flags(site.address)
         at = site.address - ground.base
-        code = bytes(ground.found[at : at + _LENGTH])
+        code = bytes(ground.found[at : at + LENGTH])
         if flags is None or not flags & _ENABLED or not flags & _COUNT:
             continue
         why = _accounts(ground, running, site.address, code, flags, callers)
@@ -53,7 +63,7 @@ def prove(ground: Ground, running: Running, sites: Sequence[Site], *, jumps: boo
         ground.lay(site.address, code, cause)
         named = ground.image.symbols.at(site.address) or (None, None)
         result.append(
-            Proved(site.address, _LENGTH, "ftrace", named[0], named[1], f"its dyn_ftrace record ({flags:#x}): {why}")
+            Proved(site.address, LENGTH, "ftrace", named[0], named[1], f"its dyn_ftrace record ({flags:#x}): {why}")
         )
     if result:
         result += _callbacks(ground, running, cause)
@@ -62,7 +72,7 @@ def prove(ground: Ground, running: Running, sites: Sequence[Site], *, jumps: boo
 
 def _calls(ground: Ground, site: Site, opcodes: Sequence[int]) -> bool:
     at = site.address - ground.base
-    return ground.found[at] in opcodes and ground.found[at : at + _LENGTH] != ground.expected[at : at + _LENGTH]
+    return ground.found[at] in opcodes and ground.found[at : at + LENGTH] != ground.expected[at : at + LENGTH]
 
 
 def _accounts(
@@ -94,14 +104,14 @@ def _callbacks(ground: Ground, running: Running, cause: int) -> list[Proved]:
     image = ground.image
     stub = image.symbols.lookup("ftrace_stub")
     result = []
-    for name in ("ftrace_call", "ftrace_regs_call"):
+    for name in CALLBACKS:
         address = image.symbols.lookup(name)
-        if address is None or stub is None or not ground.base <= address < ground.end - _LENGTH:
+        if address is None or stub is None or not ground.base <= address < ground.end - LENGTH:
             continue
         at = address - ground.base
-        code = bytes(ground.found[at : at + _LENGTH])
+        code = bytes(ground.found[at : at + LENGTH])
         target = branch.target_of(code, address, image.bits) if code[0] == branch.CALL else None
-        if target is None or code == ground.expected[at : at + _LENGTH]:
+        if target is None or code == ground.expected[at : at + LENGTH]:
             continue
         variable = _variable(running, stub, target)
         if variable is not None:
@@ -109,7 +119,7 @@ def _callbacks(ground: Ground, running: Running, cause: int) -> list[Proved]:
             named = image.symbols.at(target)
             what = named[0] if named is not None and named[1] == 0 else f"{target:#x}"
             text = f"calls {what}, as the variable at {variable:#x} says that held ftrace_stub on disk"
-            result.append(Proved(address, _LENGTH, "ftrace", name, 0, text))
+            result.append(Proved(address, LENGTH, "ftrace", name, 0, text))
     return result
 
 

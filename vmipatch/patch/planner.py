@@ -9,6 +9,7 @@ from typing import NamedTuple
 from vmipatch.annotate import Scan, Site
 from vmipatch.annotate import scan as read_tables
 from vmipatch.annotate.family import AT_BOOT
+from vmipatch.annotate.site import Alternative
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
 from vmipatch.patch import afterburn, rom, sealing, slide
@@ -25,6 +26,12 @@ LAST_WITH_VMI = (2, 6, 36)
 
 KEEPING = ("altinstructions", "return_sites")
 """The families because of whose sites something must stay as it is on disk, where the tables stay."""
+
+
+ALTERNATIVES = "altinstructions"
+
+FIVE_LEVELS = "LA57"
+"""Not the kernel's own code but its decompressor goes over to five levels, by CPUID and its command line."""
 
 
 class Seen(NamedTuple):
@@ -175,6 +182,12 @@ def _sealed(image: Image, scan: Scan, planned: Plan, target: Target) -> Plan:
     else:
         warnings.append("sealed for this CPU's features: on a CPU that lacks one of them the kernel may fault")
     rules = next((era for era in eras() if era.name == planned.rules), None)
+    five = rules.bit(FIVE_LEVELS) if rules is not None else None
+    asked = any(
+        isinstance(s.detail, Alternative) and s.detail.feature == five for s in planned.sites.get(ALTERNATIVES, ())
+    )
+    if native is not None and five is not None and asked and not native.cpu.has(five):
+        warnings.append("sealed for four levels of paging: a CPU with five must be booted with no5lvl")
     # A table that the kernel does not walk on this target needs no emptying.
     walked = [f for f in rules.boot if f in planned.sites or not PASSES[f].silent] if rules is not None else []
     return replace(

@@ -14,6 +14,7 @@ from vmipatch.report.modules import legal_record, proved, record, table, unexpla
 from vmipatch.report.scan import image_record
 
 if TYPE_CHECKING:
+    from vmipatch.explain.late import State
     from vmipatch.explain.modules import ModuleLegal, Modules
 
 SHOWN = 40
@@ -115,11 +116,15 @@ def _site(entry: Legal) -> dict[str, Any]:
         **addressed("address", entry.address),
         "length": entry.length,
         "families": entry.families,
-        "states": [
-            {"bytes": s.code.hex(), "cause": s.cause, "free": s.free}
-            if s.free
-            else {"bytes": s.code.hex(), "cause": s.cause}
-            for s in entry.states
-        ],
+        "states": [_state(s) for s in entry.states],
         "patterns": entry.patterns,
     }
+
+
+def _state(state: State) -> dict[str, Any]:
+    record: dict[str, Any] = {"bytes": state.code.hex(), "cause": state.cause}
+    if state.free:
+        record["free"] = state.free
+    if state.moves:
+        record["moves"] = [m._asdict() for m in state.moves]
+    return record

@@ -5,7 +5,7 @@ Imports annotate, patch, isa and its sisters in ``explain/``.
 
 from collections.abc import Mapping
 
-from vmipatch.explain.late.contract import Data, LateFamily, Live, State, Tally
+from vmipatch.explain.late.contract import Data, LateFamily, Live, Move, State, Tally
 from vmipatch.explain.late.jumplabels import JumpLabels
 from vmipatch.explain.late.mcount import McountCalls
 from vmipatch.explain.late.runtimeconsts import RuntimeConsts
@@ -15,4 +15,4 @@ LATE: Mapping[str, LateFamily] = {
     one.family: one for one in (McountCalls(), JumpLabels(), StaticCalls(), RuntimeConsts())
 }
 
-__all__ = ["LATE", "Data", "LateFamily", "Live", "State", "Tally"]
+__all__ = ["LATE", "Data", "LateFamily", "Live", "Move", "State", "Tally"]

@@ -37,12 +37,29 @@ class Live:
     data: Data | None
 
 
+class Move(NamedTuple):
+    """A field of ``width`` bytes at ``offset`` of a state.
+
+    It grows with the addresses of the memory that ``plus`` names, and shrinks with those that ``minus`` names.
+    """
+
+    offset: int
+    width: int
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+
+
 class State(NamedTuple):
-    """One byte string that a site may hold, and when; bytes at the offsets ``free`` may have any value there."""
+    """One byte string that a site may hold, and when.
+
+    Bytes at the offsets ``free`` may have any value there; ``moves`` are the fields that change with the
+    kernel's place in memory.
+    """
 
     code: bytes
     cause: str
     free: tuple[int, ...] = ()
+    moves: tuple[Move, ...] = ()
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from vmipatch import facts
 from vmipatch.annotate import scan
 from vmipatch.errors import VmipatchError
 from vmipatch.explain import engine
+from vmipatch.explain.late import Move
 from vmipatch.explain.legal import Legal, within
 from vmipatch.explain.modules import files, layout
 from vmipatch.explain.modules.files import Files, ModuleFile
@@ -32,18 +33,6 @@ _PITCH = 0x02000000
 """Between two kinds of a module's memory; more than any module has of one."""
 _STEP = 0x10000
 """Powers of five of this, so that sums and differences of distances tell which they are of."""
-
-
-class Move(NamedTuple):
-    """A field of ``width`` bytes at ``offset`` of a state.
-
-    It grows with the addresses of the memory that ``plus`` names, and shrinks with those that ``minus`` names.
-    """
-
-    offset: int
-    width: int
-    plus: tuple[str, ...]
-    minus: tuple[str, ...]
 
 
 class ModuleState(NamedTuple):
