@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.explain.running import NOP5, Machine, call, function
 from tests.kernelmaker import KernelMaker
 from vmipatch.cli.explain import explain as command
 from vmipatch.explain import Legal, legal
+from vmipatch.explain.late import Move
 from vmipatch.explain.legal import matches
 from vmipatch.image import open_image
 
@@ -127,6 +129,27 @@ def test_a_replacement_is_copied_as_earlier_passes_leave_it(tmp_path: Path) -> N
     path.write_bytes(maker.build())
     (entry,) = [x for x in legal(open_image(path)) if x.address == site]
     assert states(entry) == {b"\x89\xc0" * 3, call(0xE8, place, native) + b"\x90"}
+
+
+def test_states_say_which_of_their_fields_kaslr_moves(tmp_path: Path) -> None:
+    """A field that a replacement writes over is gone, and one that it brings is there."""
+    maker = KernelMaker(release="6.1.50")
+    word = maker.word(0, "variable").to_bytes(4, "little")
+    loads, clears, nops = b"\xa1" + word, b"\x31\xc0" + b"\x90" * 3, b"\x90" * 5
+    loses, gains = maker.code(loads), maker.code(nops)
+    cleared, brought = maker.replacement(clears), maker.replacement(loads)
+    maker.alternatives("rel12", [(loses, cleared, 26, 5, 5, {}), (gains, brought, 26, 5, 5, {})])
+    path = tmp_path / "vmlinux"
+    path.write_bytes(maker.build() + struct.pack("<3I", 0, loses + 1, brought + 1))
+    entries = {x.address: x for x in legal(open_image(path))}
+    field = (Move(1, 4, ("kernel",), ()),)
+    assert {s.code: s.moves for s in entries[loses].states} == {loads: field, clears[:2] + bytes.fromhex("8D7600"): ()}
+    assert {s.code: s.moves for s in entries[gains].states} == {nops: (), NOP5: (), loads: field}
+    slid = b"\xa1" + (int.from_bytes(word, "little") + 0x600000).to_bytes(4, "little")
+    for site in loses, gains:
+        assert matches(entries[site], slid, 0x600000) is not None
+        assert matches(entries[site], loads, 0x600000) is None
+        assert matches(entries[site], slid) is None
 
 
 def run(*words: object) -> tuple[int, str, str]:
