@@ -122,6 +122,37 @@ def test_the_end_of_a_table_becomes_its_beginning(tmp_path: Path) -> None:
         assert [(p.address, p.new) for p in patches] == [(at + place, struct.pack("<i", wrapped(value)))]
 
 
+def test_ends_that_are_members_of_a_structure(tmp_path: Path) -> None:
+    """callthunks_patch_builtin_calls of 6.12: ``struct callthunk_sites`` with the ends of calls and of alternatives."""
+    maker = KernelMaker(bits=64, release="6.12.1")
+    call = maker.code(b"\xe8" + bytes(4) + b"\xcc" * 11, "f")
+    site = maker.code(b"\x90" * 3 + b"\xcc" * 13, "g")
+    alternatives = maker.next_table()
+    maker.alternatives("rel14", [(site, maker.replacement(b"\xfa"), ALWAYS, 3, 1, {})])
+    calls = maker.next_table()
+    maker.table(".call_sites", struct.pack("<i", wrapped(call - calls)))
+    stores = [b"\x48\xc7\x04\x24", *(b"\x48\xc7\x44\x24" + bytes((at,)) for at in (8, 16, 24))]
+    values = (calls, calls + 4, alternatives, alternatives + 14)
+    body = b"".join(store + struct.pack("<I", v & 0xFFFFFFFF) for store, v in zip(stores, values, strict=True))
+    walker = maker.code(body.ljust(64, b"\x90"), "callthunks_patch_builtin_calls")
+    maker.code(b"\xc3" * 16, "behind")
+    path = tmp_path / "vmlinux"
+    path.write_bytes(maker.build())
+    image = open_image(path)
+    patches = [p for p in empty(image, scan(image), ["call_sites"]) if walker <= p.address < walker + 64]
+    ends = {walker + 8 + 5: calls, walker + 8 + 9 + 9 + 5: alternatives}
+    assert {p.address: p.new for p in patches} == {at: struct.pack("<I", v & 0xFFFFFFFF) for at, v in ends.items()}
+
+
+def test_hashes_that_a_boot_seeds_refuse_the_image(tmp_path: Path) -> None:
+    """kCFI and FineIBT: no file can have what the next boot draws by lot."""
+    kernel = Returning(walker_of(Returning()))
+    at = kernel.maker.next_table()
+    kernel.maker.table(".cfi_sites", struct.pack("<i", wrapped(kernel.site - at)))
+    with pytest.raises(PatchError, match="each boot chooses by chance what it writes by this table"):
+        kernel.planned(tmp_path, seal=True)
+
+
 @pytest.mark.parametrize(
     ("body", "named", "said"),
     [

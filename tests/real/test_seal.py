@@ -46,27 +46,29 @@ class Subject:
     features: Path
     boot_time: frozenset[int]  # addresses of the bytes of all sites that the boot writes
     run_time: frozenset[int]  # and of all that a running kernel rewrites
+    append: str
 
     def machine(self, kernel: Path, initrd: Initrd, *, kaslr: bool = False) -> Machine:
-        return Machine(kernel, initrd(64), 64, self.cpu, append=QUICK, kaslr=kaslr)
+        return Machine(kernel, initrd(64), 64, self.cpu, append=self.append, kaslr=kaslr)
 
 
 @pytest.fixture(scope="module")
 def subject(real_kernel: Get, initrd: Initrd, tmp_path_factory: pytest.TempPathFactory) -> Subjects:
-    had: dict[tuple[str, str, bool], Subject] = {}
+    had: dict[tuple[str, str, bool, str], Subject] = {}
     found: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
 
-    def get(name: str, cpu: str, *, packed: bool = False) -> Subject:
+    def get(name: str, cpu: str, *, packed: bool = False, append: str = QUICK) -> Subject:
         """``packed``: entered by its decompressor, which goes over to five levels of paging where the CPU has them."""
-        if (name, cpu, packed) not in had:
+        asked = name, cpu, packed, append
+        if asked not in had:
             kernel = real_kernel(name)
             entered = kernel.image if packed else kernel.elf
-            ordinary = capture(Machine(entered, initrd(64), 64, cpu, append=QUICK), kernel.vmlinux)
+            ordinary = capture(Machine(entered, initrd(64), 64, cpu, append=append), kernel.vmlinux)
             words = ordinary.write_features(tmp_path_factory.mktemp("features") / "features.txt")
             if name not in found:
                 found[name] = sites(kernel)
-            had[name, cpu, packed] = Subject(kernel, cpu, ordinary, words, *found[name])
-        return had[name, cpu, packed]
+            had[asked] = Subject(kernel, cpu, ordinary, words, *found[name], append)
+        return had[asked]
 
     return get
 
@@ -116,7 +118,24 @@ def test_a_sealed_kernel_has_the_text_of_an_ordinary_boot(
     name: str, cpu: str, subject: Subjects, initrd: Initrd, cli: Cli, tmp_path: Path
 ) -> None:
     """At every boot-time site the file has what the running kernel has; booted, it still has, everywhere."""
-    given = subject(name, cpu)
+    equal_when_sealed(subject(name, cpu), initrd, cli, tmp_path)
+
+
+COUNTED = f"retbleed=stuff spectre_v2=retpoline {QUICK}"
+
+
+@pytest.mark.parametrize("name", [pytest.param("6.12-amd64", marks=pytest.mark.long), "7.3-amd64"])
+def test_a_kernel_that_counts_calls_is_sealed_so(
+    name: str, subject: Subjects, initrd: Initrd, cli: Cli, tmp_path: Path
+) -> None:
+    """Call depth tracking: calls go to the padding before functions, and the kernel finds them there."""
+    given = subject(name, "Skylake-Server", append=COUNTED)
+    with_padding = sum(a != b for a, b in zip(given.kernel.vmlinux.bytes_of(".text"), given.ordinary.text, strict=True))
+    assert with_padding > 500_000
+    equal_when_sealed(given, initrd, cli, tmp_path)
+
+
+def equal_when_sealed(given: Subject, initrd: Initrd, cli: Cli, tmp_path: Path) -> None:
     kernel, ordinary = given.kernel, given.ordinary
     out = tmp_path / "vmlinux"
     patched(cli, given, kernel.elf, out, "--seal")

@@ -33,6 +33,8 @@ class Sealing(Enum):
     """Each entry is made harmless where it stands."""
     BOUNDS = "bounds"
     """The code that walks the table is told that it ends where it begins."""
+    REFUSED = "refused"
+    """What a boot writes by the table is left to chance: no file can have it beforehand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ _ROWS = (
     Family("call_sites", "callsites", Written.AT_BOOT, "Calls that keep the return stack's depth.",
            ("#4f7f9c", "#7fb0cc"), sealing=Sealing.BOUNDS),
     Family("cfi_sites", "cfi", Written.AT_BOOT, "Checks of indirect calls, as this boot seeds and forms them.",
-           ("#b0473f", "#dd7a70")),
+           ("#b0473f", "#dd7a70"), sealing=Sealing.REFUSED),
     Family("endbr_seal", "endbr", Written.AT_BOOT, "ENDBR that no indirect branch needs.",
            ("#8a8a1f", "#b5b54a"), sealing=Sealing.BOUNDS),
     Family("mcount", "mcount", Written.AT_RUN_TIME,

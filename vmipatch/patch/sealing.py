@@ -11,6 +11,8 @@ harmless in its place, that is done:
 
 An entry that names a return, an indirect branch or an ENDBR has no harmless form: the kernel warns of
 instructions that it did not expect.  There the code that walks the table is told that it ends where it begins.
+
+The hashes of indirect calls (kCFI, FineIBT) are seeded anew by each boot: a kernel that has them is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ _ALIGNED = 16
 """Bytes that x86-64 aligns functions to (CONFIG_FUNCTION_ALIGNMENT_16B)."""
 _NEAR = 32
 """Bytes between the loads of a table's two ends, which are arguments of one call."""
+
+_ON_STACK = b"\x48\xc7\x04\x24"
+"""MOV of an immediate to where RSP points."""
+_DISPLACED = (b"\x48\xc7\x44\x24", b"\x48\xc7\x45")
+"""The same with a displacement of 8 bits behind it, from RSP and from RBP."""
 
 FIRST_WITH_WORDS = (2, 6, 22)
 """Linux 2.6.22 made an op's type its word in struct paravirt_ops; the seven types before it have numbers."""
@@ -56,17 +63,47 @@ def plan(image: Image, scan: Scan, walked: Iterable[str], *, on_rom: bool = Fals
             if table.address == info.address:
                 yield from _table(info, layout, table, nobodys)
     for family in walked:
-        if FAMILIES[family].sealing is Sealing.BOUNDS:
+        if FAMILIES[family].sealing is Sealing.REFUSED:
             for table in find_tables(image, load_format(family)):
-                yield _bounds(image, family, table)
+                raise PatchError(
+                    "cannot be sealed: each boot chooses by chance what it writes by this table", file=image.path,
+                    section=table.name, address=table.address,
+                )  # fmt: skip
+        own = find_tables(image, load_format(family)) if FAMILIES[family].sealing is Sealing.BOUNDS else []
+        for table in own:
+            yield _bounds(image, family, table)
+        # A walker may look at another family's sites as well.
+        for other in facts.load("tables", family).get("walked_too", ()) if own else ():
+            for table in find_tables(image, load_format(other)):
+                yield from _bounds_too(image, family, table)
 
 
 def _bounds(image: Image, family: str, table: Table) -> Patch:
     """The end of a table, as its walker loads it, becomes its beginning.
 
     x86-64 passes them in RDI and RSI (psABI, section 3.2.3), loaded by MOV with a sign-extended immediate
-    (``48 C7 C7``, ``48 C7 C6``) or by LEA relative to RIP (``48 8D 3D``, ``48 8D 35``).
+    (``48 C7 C7``, ``48 C7 C6``) or by LEA relative to RIP (``48 8D 3D``, ``48 8D 35``); or they are members of a
+    structure on the stack (MOV of an immediate to where RSP or RBP points).
     """
+    name, start, code = _walker(image, family, table)
+    found = _ends(code, start, table)
+    if len(found) != 1:
+        raise PatchError(
+            f"cannot be sealed: {name} loads the ends of this table at {len(found)} places", file=image.path,
+            section=table.name, address=start,
+        )  # fmt: skip
+    return _emptying(family, name, start, code, table, found[0])
+
+
+def _bounds_too(image: Image, family: str, table: Table) -> Iterator[Patch]:
+    """The same for another family's table, where the walker of ``family`` loads its ends."""
+    name, start, code = _walker(image, family, table)
+    for found in _ends(code, start, table):
+        yield _emptying(family, name, start, code, table, found)
+
+
+def _walker(image: Image, family: str, table: Table) -> tuple[str, int, bytes]:
+    """The function that walks a family's tables: its name, virtual address and bytes."""
     name: str = facts.load("tables", family)["walker"]
     start = image.symbols.lookup(name)
     if start is None:
@@ -74,23 +111,22 @@ def _bounds(image: Image, family: str, table: Table) -> Patch:
             f"cannot be sealed: no symbol says where {name} is, which walks this table", file=image.path,
             section=table.name, address=table.address,
         )  # fmt: skip
-    code = _function(image, start)
-    begin, end = table.address, table.address + len(table.data)
-    found = []
-    for at, form in _loads(code, start, end, b"\x48\xc7\xc6", b"\x48\x8d\x35"):
-        near = range(at - _NEAR, at + _NEAR)
-        if any(other in near for other, _ in _loads(code, start, begin, b"\x48\xc7\xc7", b"\x48\x8d\x3d")):
-            found.append((at, form))
-    if len(found) != 1:
-        raise PatchError(
-            f"cannot be sealed: {name} loads the ends of this table at {len(found)} places", file=image.path,
-            section=table.name, address=start,
-        )  # fmt: skip
-    at, absolute = found[0]
-    place = start + at + 3
-    value = begin if absolute else begin - place - 4
+    return name, start, _function(image, start)
+
+
+def _ends(code: bytes, start: int, table: Table) -> list[tuple[int, bool]]:
+    """Where in a function the end of a table is loaded beside its beginning: see :func:`_loads`."""
+    begins = [at for at, _ in _loads(code, start, table.address, b"\x48\xc7\xc7", b"\x48\x8d\x3d")]
+    ends = _loads(code, start, table.address + len(table.data), b"\x48\xc7\xc6", b"\x48\x8d\x35")
+    return [(at, absolute) for at, absolute in ends if any(abs(at - other) < _NEAR for other in begins)]
+
+
+def _emptying(family: str, name: str, start: int, code: bytes, table: Table, found: tuple[int, bool]) -> Patch:
+    at, absolute = found
+    place = start + at
+    value = table.address if absolute else table.address - place - 4
     new = (value & 0xFFFFFFFF).to_bytes(4, "little")
-    return Patch(place, code[at + 3 : at + 7], new, Cause("seal", family, f"{table.name} emptied: {name}"), None)
+    return Patch(place, code[at : at + 4], new, Cause("seal", family, f"{table.name} emptied: {name}"), None)
 
 
 def _function(image: Image, start: int) -> bytes:
@@ -107,15 +143,21 @@ def _function(image: Image, start: int) -> bytes:
 
 
 def _loads(code: bytes, start: int, address: int, absolute: bytes, relative: bytes) -> Iterator[tuple[int, bool]]:
-    """Offsets at which an address is loaded, and whether by its own value or relative to the instruction's end."""
-    at = code.find(absolute + (address & 0xFFFFFFFF).to_bytes(4, "little"))
+    """Offsets of the fields by which an address is loaded, and whether by its own value or relative to the field's end.
+
+    ``absolute`` and ``relative`` are what stands before the field in the one and the other.
+    """
+    low = (address & 0xFFFFFFFF).to_bytes(4, "little")
+    at = code.find(low)
     while at >= 0:
-        yield at, True
-        at = code.find(absolute + (address & 0xFFFFFFFF).to_bytes(4, "little"), at + 1)
+        if code[:at].endswith((absolute, _ON_STACK)) or code[: at - 1].endswith(_DISPLACED):
+            yield at, True
+        at = code.find(low, at + 1)
     at = code.find(relative)
     while at >= 0:
-        if branch.signed32(int.from_bytes(code[at + 3 : at + 7], "little")) == address - (start + at + 7):
-            yield at, False
+        field = at + len(relative)
+        if branch.signed32(int.from_bytes(code[field : field + 4], "little")) == address - (start + field + 4):
+            yield field, False
         at = code.find(relative, at + 1)
 
 
