@@ -124,7 +124,7 @@ def test_a_sealed_kernel_has_the_text_of_an_ordinary_boot(
 COUNTED = f"retbleed=stuff spectre_v2=retpoline {QUICK}"
 
 
-@pytest.mark.parametrize("name", [pytest.param("6.12-amd64", marks=pytest.mark.long), "7.3-amd64"])
+@pytest.mark.parametrize("name", ["7.3-amd64"])
 def test_a_kernel_that_counts_calls_is_sealed_so(
     name: str, subject: Subjects, initrd: Initrd, cli: Cli, tmp_path: Path
 ) -> None:
@@ -133,6 +133,14 @@ def test_a_kernel_that_counts_calls_is_sealed_so(
     with_padding = sum(a != b for a, b in zip(given.kernel.vmlinux.bytes_of(".text"), given.ordinary.text, strict=True))
     assert with_padding > 500_000
     equal_when_sealed(given, initrd, cli, tmp_path)
+
+
+def test_counting_that_starts_too_early_is_refused(subject: Subjects, cli: Cli, tmp_path: Path) -> None:
+    """6.12's first calls run at physical addresses, from where its per-CPU data cannot be reached."""
+    given, out = subject("6.12-amd64", "Skylake-Server", append=COUNTED), tmp_path / "vmlinux"
+    said = patched(cli, given, given.kernel.elf, out, "--seal", status=2)
+    assert "cannot be sealed: calls that count would run before" in said
+    assert not out.exists()
 
 
 def equal_when_sealed(given: Subject, initrd: Initrd, cli: Cli, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ _ALIGNED = 16
 _NEAR = 32
 """Bytes between the loads of a table's two ends, which are arguments of one call."""
 
+CALLS = "call_sites"
 _ON_STACK = b"\x48\xc7\x04\x24"
 """MOV of an immediate to where RSP points."""
 _DISPLACED = (b"\x48\xc7\x44\x24", b"\x48\xc7\x45")
@@ -63,6 +64,13 @@ def plan(image: Image, scan: Scan, walked: Iterable[str], *, on_rom: bool = Fals
             if table.address == info.address:
                 yield from _table(info, layout, table, nobodys)
     for family in walked:
+        if family == CALLS and any(segment.address == 0 and segment.file_size for segment in image.segments):
+            # Up to 6.14 per-CPU data is linked at 0, and its distance from RIP is wrong where code runs at its
+            # physical address: the kernel's first calls would count somewhere else.
+            raise PatchError(
+                "cannot be sealed: calls that count would run before this kernel's per-CPU data can be reached",
+                file=image.path,
+            )
         if FAMILIES[family].sealing is Sealing.REFUSED:
             for table in find_tables(image, load_format(family)):
                 raise PatchError(
