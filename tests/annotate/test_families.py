@@ -183,6 +183,19 @@ def test_endbr_calls_and_wrong_entries(tmp_path: Path) -> None:
     assert [(f.id, f.address) for f in called.findings] == [("entry-outside-image", kernel.tables + 0x1000 + 32)]
 
 
+@pytest.mark.parametrize("poison", ["660F1F00", "0F1F40D6"])  # gen_endbr_poison of 6.12 and of 7.3
+def test_endbr_that_was_sealed_in_the_file(tmp_path: Path, poison: str) -> None:
+    kernel = Kernel(64)
+    code = [kernel.put(0x20 * n, bytes.fromhex(poison if n else "F30F1EFA")) for n in range(8)]
+    wrong = kernel.put(0x200, bytes.fromhex("0F1F4000"))
+    kernel.relative(".ibt_endbr_seal", [*code, wrong], 0)
+    found = scan(kernel.open(tmp_path), ["endbr_seal"])
+    assert [(s.address, s.length, s.op) for s in found.sites] == [
+        (at, 4, "sealed" if n else "endbr") for n, at in enumerate(code)
+    ]
+    assert [(f.id, f.address) for f in found.findings] == [("endbr-none", kernel.tables + 32)]
+
+
 def test_counted_tables(tmp_path: Path) -> None:
     kernel = Kernel(64)
     code = [kernel.start + 16 * n for n in range(100)]

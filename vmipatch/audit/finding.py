@@ -343,7 +343,7 @@ KINDS: Mapping[str, Kind] = _kinds(
         "endbr-none",
         "ENDBR entry without an ENDBR",
         "warning",
-        "An entry of .ibt_endbr_seal names bytes that are no ENDBR instruction.",
+        "An entry of .ibt_endbr_seal names bytes that are neither an ENDBR instruction nor a sealed one.",
         _ENTRY_HELP,
     ),
     Kind(
