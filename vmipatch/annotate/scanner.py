@@ -23,11 +23,14 @@ def scan(
     families: Iterable[str] | None = None,
     layouts: Mapping[str, str] | None = None,
     bulk: Container[str] = (),
+    *,
+    compare: bool = True,
 ) -> Scan:
     """Every site of the given families; by default those of the listed ones, and the entries of the others counted.
 
     ``layouts`` overrides what the evidence says, by family name.  The sites of the families in ``bulk`` are read
-    without an object for each, where all entries of their tables make sense.  Raises
+    without an object for each, where all entries of their tables make sense.  Without ``compare`` sites that share
+    bytes are no finding.  Raises
     :class:`UsageError` for a family or a layout that does not exist.
     """
     wanted = list(FAMILIES if families is None else families)
@@ -58,7 +61,8 @@ def scan(
         sites += more[1]
         findings += more[2]
     findings += presence.missing(image, tables, wanted)
-    findings += overlaps(sites, in_bulk)
+    if compare:
+        findings += overlaps(sites, in_bulk)
     return Scan(tuple(tables), tuple(sites), tuple(findings), tuple(read), tuple(in_bulk))
 
 

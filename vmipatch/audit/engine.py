@@ -11,7 +11,6 @@ from pathlib import Path
 
 from vmipatch.annotate import FAMILIES, Scan, pvops, scan
 from vmipatch.annotate.site import Alternative, Detailed, Paravirt, Vmi
-from vmipatch.audit import rom as roms
 from vmipatch.audit import tables
 from vmipatch.audit.finding import KINDS, Audit
 from vmipatch.audit.places import Collector, Sites, Spans
@@ -44,12 +43,17 @@ def audit(
     a layout that does not exist and :class:`RomError` for a ROM file that cannot be read; what is wrong with
     the image or the ROM is a finding.
     """
-    data = None if rom is None else roms.read(rom)
+    data = None
+    if rom is not None:
+        # What reads ROMs is imported for a ROM alone.
+        from vmipatch.audit import rom as roms
+
+        data = roms.read(rom)
     progress("tables")
-    found = scan(image, FAMILIES, layouts, BULK)
+    found = scan(image, FAMILIES, layouts, BULK, compare=False)
     sites = Sites(found.sites, found.bulk)
     collector = Collector(image)
-    collector.take(f for f in found.findings if f.id != "site-overlap")
+    collector.take(found.findings)
     tables.tables(collector, found.tables, placed=image.container != "module")
     tables.overlaps(collector, sites.shared(but=tables.EVERY_CALL), tables.Order(image, found, kernel))
     tables.exceptions(collector, image, found, sites)

@@ -64,16 +64,16 @@ def sweep(
         while at < stop:
             for match in run(data, at, stop):
                 group = match.lastindex
-                if group == _SHORT:
-                    last = match.end()
-                    target = last + _SIGNED[data[last - 1]]
-                    # Most branches go nowhere of interest.
-                    if not marks[target]:
-                        continue
-                elif group == _NEAR:
+                # The commonest first, and most branches go nowhere of interest.
+                if group == _NEAR:
                     last = match.end()
                     target = last + word(data, last - 4)[0]
                     if 0 <= target < size and not marks[target]:
+                        continue
+                elif group == _SHORT:
+                    last = match.end()
+                    target = last + _SIGNED[data[last - 1]]
+                    if not marks[target]:
                         continue
                 elif group == _OTHER:
                     break
