@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.kernelmaker import DATA, KernelMaker
 from vmipatch.annotate import scan
+from vmipatch.annotate.site import Alternative, Site
 from vmipatch.image import Image, open_image
 from vmipatch.patch.passes import callthunks
+from vmipatch.patch.slots import direct_target
 from vmipatch.patch.text import Text
 
 SPEC = {
@@ -132,3 +135,39 @@ def test_what_a_call_calls() -> None:
     assert callthunks.called(bytes.fromhex("2EE8FBFFFFFF"), 0x1000) == 0x1001
     assert callthunks.called(bytes.fromhex("E9FBFFFFFF"), 0x1000) is None
     assert callthunks.called(b"\xe8\0", 0x1000) is None
+
+
+def test_calls_of_a_module_enter_what_runs_around_it(tmp_path: Path) -> None:
+    """Functions of the kernel count as well, and their padding is not the module's to write."""
+    kernel = Small(tmp_path, bytes.fromhex("6548C13D0010000005"))
+    whole = callthunks.thunks(kernel.image, SPEC)
+    assert whole is not None
+    start = min(kernel.calls.values())
+    around = range(kernel.callee["plain"] - 16, kernel.callee["other"])
+    how = replace(whole, core=range(start, start + 0x100), others=(around,), around=kernel.image)
+    text = Text(kernel.image)
+    patched = {p.address for p in callthunks.plan(text, scan(kernel.image, ["call_sites"]).sites, how)}
+    assert patched == {kernel.calls["plain"], kernel.calls["plain again"]}
+    assert target_of(text, kernel.calls["plain"]) == kernel.callee["plain"] - 9
+    assert text.read(kernel.callee["plain"] - 16, 16) == NOPS
+
+
+def test_a_direct_call_whose_placeholder_is_counted_is_counted(tmp_path: Path) -> None:
+    """``alt_replace_call`` adds the difference of two functions to the placeholder's displacement as it stands."""
+    maker = KernelMaker(64)
+    bug, native = maker.code(b"\xc3" + b"\xcc" * 15, "BUG_func"), maker.code(b"\xc3" + b"\xcc" * 15)
+    at = maker.code(b"")
+    slot, site = maker.code(struct.pack("<Q", native)), at + 8
+    maker.code(b"\xff\x15" + struct.pack("<i", slot - site - 6))
+    replacement = site + 6
+    maker.code(b"\xe8" + struct.pack("<i", bug - replacement - 5))
+    path = tmp_path / "vmlinux"
+    path.write_bytes(maker.build())
+    image = open_image(path)
+    text = Text(image)
+    detail = Alternative(replacement, 5, 0, inverted=False, direct_call=True, pad_length=None)
+    one = Site("altinstructions", site, 6, "ALWAYS", ".text", "", site, detail)
+    for led in (0, -9):
+        body = b"\xe8" + struct.pack("<i", bug + led - replacement - 5)
+        new = direct_target(text, one, body, detail, {"null": "BUG_func", "nop": []})
+        assert replacement + 5 + struct.unpack("<i", new[1:])[0] == native + led

@@ -308,6 +308,19 @@ class Image:
     # Relocations
 
     @cached_property
+    def own_text(self) -> range | None:
+        """Virtual addresses of the text that stays, ``[_text, _etext)``; None where nothing tells."""
+        text = self.section(".text")
+        if text is None:
+            return None
+        return range(self.symbols.lookup("_text") or text.address, self.symbols.lookup("_etext") or text.end)
+
+    @property
+    def other_texts(self) -> tuple[range, ...]:
+        """Virtual addresses of text that this image's code may call, and that is not its own: none of a kernel's."""
+        return ()
+
+    @cached_property
     def relocations(self) -> Relocations | None:
         """What KASLR changes: the table behind the ELF file in a relocatable kernel's payload, if it is there."""
         if not self.elf_size or self.elf_size >= len(self.data):

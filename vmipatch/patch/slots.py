@@ -38,7 +38,8 @@ def need(image: Image, name: str, site: Site) -> int:
 def direct_target(text: Text, site: Site, body: bytes, detail: Alternative, how: Mapping[str, Any]) -> bytes:
     """``alt_replace_call`` (6.8): the placeholder call becomes a call of the function in the site's slot.
 
-    Displacements are still those of the replacement's own address.
+    Displacements are still those of the replacement's own address.  The difference of two functions is added to the
+    placeholder's: where that call is counted, which a module's are before its alternatives are applied, this one is.
     """
     image = text.image
     code = text.read(site.address, site.length)
@@ -51,4 +52,9 @@ def direct_target(text: Text, site: Site, body: bytes, detail: Alternative, how:
     function = function_in(image, slot) or need(image, how["null"], site)
     if is_one_of(image, function, how["nop"]):
         return b""
-    return branch.near(branch.CALL, detail.replacement, function, image.bits)
+    led = _displacement(body) - _displacement(image.read(detail.replacement, len(body)))
+    return branch.near(branch.CALL, detail.replacement, function + led, image.bits)
+
+
+def _displacement(call: bytes) -> int:
+    return int.from_bytes(call[1:], "little", signed=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from vmipatch.annotate import scan
 from vmipatch.annotate.site import Sites
 from vmipatch.errors import ImageError, VmipatchError
-from vmipatch.explain import engine, runs
+from vmipatch.explain import engine, padding, runs
 from vmipatch.explain.ground import Ground
 from vmipatch.explain.modules import areas, files
 from vmipatch.explain.modules.btf import Types
@@ -24,7 +24,7 @@ from vmipatch.explain.modules.placement import Kernel, Placement
 from vmipatch.explain.modules.result import ModuleExplained, Modules, Note
 from vmipatch.explain.modules.view import View
 from vmipatch.image import Image
-from vmipatch.patch.passes import Boot
+from vmipatch.patch.passes import Boot, callthunks
 from vmipatch.patch.patch import Plan
 from vmipatch.patch.planner import Seen, boot_plan, refuse_findings
 
@@ -48,6 +48,14 @@ def explain_modules(kernel: engine.Kernel, folder: Path) -> Modules:
             Note("module-list", "no list with a module in it is found: none is explained", finding=False)
         )
     work = _Work(kernel, found, view, walk, result)
+    how = callthunks.thunks_of(kernel.boot)
+    if how is not None:
+        at = work.around.moved(how.template.address)
+        wanted = padding.code_at(kernel.boot, how, how.template.address, kernel.running.slide)
+        if view.read(at, len(wanted)) != wanted:
+            # Modules are held against this code as it runs.
+            text = "the code that counts calls, which modules get a copy of, is not the image's"
+            result.notes.append(Note("call-template", text, finding=True, address=at))
     for loaded in walk.modules:
         result.modules.append(work.one(loaded))
     result.areas, notes = areas.areas(work.around, types, walk.modules, work.texts)
@@ -71,7 +79,8 @@ class _Work:
         self._kernel = kernel
         self._layouts = {f: x for f, x in kernel.layouts.items() if f in engine.EVIDENCE}
         self._files = found
-        self.around = Kernel(view)
+        texts = (range(r.address, r.address + r.size) for m in walk.modules for r in m.regions if r.exec)
+        self.around = Kernel(view, tuple(texts))
         self._view = view
         self._result = result
         self._loaded = {m.name: m for m in reversed(walk.modules)}

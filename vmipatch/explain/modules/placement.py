@@ -33,9 +33,13 @@ _LIVEPATCH = re.compile(r"\.klp\.sym\.([^.]+)\.(.+),(\d+)")
 
 
 class Kernel:
-    """The kernel around its modules: its memory, its names and what it exports, at running addresses."""
+    """The kernel around its modules: its memory, its names and what it exports, at running addresses.
 
-    def __init__(self, view: View) -> None:
+    ``texts`` are the executable regions of all its modules.
+    """
+
+    def __init__(self, view: View, texts: tuple[range, ...] = ()) -> None:
+        self.texts = texts
         self.view = view
         self.running = view.running
         self.image = view.running.image
@@ -47,6 +51,12 @@ class Kernel:
         image = self.image
         found = exports.read(image.sections, image.bits, lambda s: bytes(image.data[s.offset : s.offset + s.file_size]))
         return {name: self.moved(address) for name, address in found.items()}
+
+    @cached_property
+    def text(self) -> range | None:
+        """The running addresses of the kernel's own text."""
+        own = self.image.own_text
+        return None if own is None else range(self.moved(own.start), self.moved(own.stop))
 
     def exported(self, name: str) -> int | None:
         """The running address of an exported symbol; of any, in an image whose tables of exports are not found."""
@@ -106,6 +116,19 @@ class PlacedModule(Image):
             sections=sections, elf_size=len(file.data), linked=linked,
         )  # fmt: skip
         self.kernel = kernel
+        self.texts: tuple[Region, ...] = ()
+
+    @property
+    def own_text(self) -> range | None:
+        """The memory of its code; that for its initialisation counts no calls (MOD_TEXT in callthunks.c)."""
+        found = next((r for r in self.texts if r.kind in ("text", "core")), None)
+        return None if found is None else range(found.address, found.address + found.size)
+
+    @property
+    def other_texts(self) -> tuple[range, ...]:
+        """The kernel's text, and that of other modules."""
+        kernel = () if self.kernel.text is None else (self.kernel.text,)
+        return (*kernel, *self.kernel.texts)
 
     def read(self, address: int, length: int) -> bytes:
         """Bytes of the module; of the running kernel where the address is none of the module's."""
@@ -190,7 +213,7 @@ class Placement:
         if linked.undefined:
             names = ", ".join(linked.undefined[:5]) + (" …" if len(linked.undefined) > 5 else "")
             self.notes.append(f"{len(linked.undefined)} symbols are not found: {names}")
-        self.text = self._executable(bases)
+        self.text = self.image.texts = self._executable(bases)
 
     def _kind(self, section: Section) -> str:
         return self._layout.places.get(section.index, ("", 0))[0]

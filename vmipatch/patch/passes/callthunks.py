@@ -42,18 +42,19 @@ class Template(NamedTuple):
 
 
 def template(image: Image, spec: Mapping[str, Any]) -> Template | None:
-    """The image's own template; None where the kernel cannot track calls.
+    """The image's own template, or that of a module's kernel; None where the kernel cannot track calls.
 
     Between its two symbols, or, in a kernel whose symbol table has no data, the only
     place in ``.rodata`` that has the form of one of ``spec["templates"]``.
     """
-    if image.bits != 64 or image.section(".call_sites") is None:
+    # A module without calls has functions that others call.
+    if image.bits != 64 or (image.container != "module" and image.section(".call_sites") is None):
         return None
     start, end = (image.symbols.lookup(name) for name in ("skl_call_thunk_template", "skl_call_thunk_tail"))
     if start is not None and end is not None and 0 < end - start <= spec["most"]:
         return Template(start, image.read(start, end - start))
     section = image.section(".rodata")
-    if section is None:
+    if section is None or image.container == "module":
         return None
     data = bytes(image.data[section.offset : section.offset + section.file_size])
     found = [(m.start(), m.group()) for form in spec["templates"] for m in _pattern(form).finditer(data)]
@@ -79,20 +80,27 @@ class Reads(Protocol):
 class Thunks:
     """Where calls of each function go.
 
-    ``core`` are the bounds of the text whose functions count (``_text`` to ``_etext``), ``skipped`` the functions
-    that are never counted, ``skipped_ranges`` stretches of them; all virtual addresses as linked.
+    ``core`` are the bounds of the text whose calls are counted (``_text`` to ``_etext``, or a module's), ``skipped``
+    the functions that are never counted, ``skipped_ranges`` stretches of them; all virtual addresses as linked.
+    ``others`` are texts of functions that a module's calls may enter too, and ``around`` reads them as they run.
     """
 
     template: Template
     core: range
     skipped: frozenset[int]
     skipped_ranges: tuple[range, ...]
+    others: tuple[range, ...] = ()
+    around: Reads | None = None
 
     def entry(self, text: Reads, function: int) -> int | None:
         """Where a call of the function goes (``patch_dest``): its padding, whether the template stands there already
         or has to be written; None where calls go to the function itself."""
-        if function in self.skipped or function not in self.core or any(function in r for r in self.skipped_ranges):
+        if function in self.skipped or any(function in r for r in self.skipped_ranges):
             return None
+        if function not in self.core:
+            if self.around is None or not any(function in r for r in self.others):
+                return None
+            text = self.around
         size = len(self.template.code)
         pad = function - size
         try:
@@ -127,11 +135,10 @@ def thunks(image: Image, spec: Mapping[str, Any]) -> Thunks | None:
     stretches (``skip_ranges``: a symbol with a size in bytes, or two symbols).
     """
     found = template(image, spec) if spec else None
-    text = image.section(".text")
-    if found is None or text is None:
+    core = image.own_text
+    if found is None or core is None:
         return None
     lookup = image.symbols.lookup
-    start, end = lookup("_text") or text.address, lookup("_etext") or text.end
     skipped = frozenset(a for name in spec["skip"] if (a := lookup(name)) is not None)
     ranges = []
     for name, limit in spec["skip_ranges"]:
@@ -139,7 +146,7 @@ def thunks(image: Image, spec: Mapping[str, Any]) -> Thunks | None:
         last = lookup(limit) if isinstance(limit, str) else first + limit if first is not None else None
         if first is not None and last is not None:
             ranges.append(range(first, last))
-    return Thunks(found, range(start, end), skipped, tuple(ranges))
+    return Thunks(found, core, skipped, tuple(ranges), image.other_texts, image)
 
 
 def plan(text: Text, sites: Iterable[Site], how: Thunks) -> Iterator[Patch]:
@@ -170,8 +177,8 @@ def plan(text: Text, sites: Iterable[Site], how: Thunks) -> Iterator[Patch]:
 
 
 def _padding(text: Text, how: Thunks, pad: int | None, site: Site) -> Iterator[Patch]:
-    """The patch that writes the template into padding, if it does not stand there already."""
-    if pad is None:
+    """The patch that writes the template into padding, if it does not stand there already and the text is its own."""
+    if pad is None or pad not in how.core:
         return
     code = how.code_at(pad)
     old = text.read(pad, len(code))
@@ -198,7 +205,7 @@ def _thunks(image: Image, era: str) -> Thunks | None:
 
 def thunks_of(boot: Boot) -> Thunks | None:
     """How this boot counts calls; None where it does not (X86_FEATURE_CALL_DEPTH)."""
-    return _thunks(boot.image, boot.rules.name) if boot.core is None and boot.has(FEATURE) else None
+    return _thunks(boot.image, boot.rules.name) if boot.has(FEATURE) else None
 
 
 def paddings(boot: Boot) -> Iterator[Site]:
