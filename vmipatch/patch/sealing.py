@@ -77,13 +77,8 @@ def plan(image: Image, scan: Scan, walked: Iterable[str], *, on_rom: bool = Fals
                     "cannot be sealed: each boot chooses by chance what it writes by this table", file=image.path,
                     section=table.name, address=table.address,
                 )  # fmt: skip
-        own = find_tables(image, load_format(family)) if FAMILIES[family].sealing is Sealing.BOUNDS else []
-        for table in own:
+        for table in find_tables(image, load_format(family)) if FAMILIES[family].sealing is Sealing.BOUNDS else ():
             yield _bounds(image, family, table)
-        # A walker may look at another family's sites as well.
-        for other in facts.load("tables", family).get("walked_too", ()) if own else ():
-            for table in find_tables(image, load_format(other)):
-                yield from _bounds_too(image, family, table)
 
 
 def _bounds(image: Image, family: str, table: Table) -> Patch:
@@ -101,13 +96,6 @@ def _bounds(image: Image, family: str, table: Table) -> Patch:
             section=table.name, address=start,
         )  # fmt: skip
     return _emptying(family, name, start, code, table, found[0])
-
-
-def _bounds_too(image: Image, family: str, table: Table) -> Iterator[Patch]:
-    """The same for another family's table, where the walker of ``family`` loads its ends."""
-    name, start, code = _walker(image, family, table)
-    for found in _ends(code, start, table):
-        yield _emptying(family, name, start, code, table, found)
 
 
 def _walker(image: Image, family: str, table: Table) -> tuple[str, int, bytes]:
