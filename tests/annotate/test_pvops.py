@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.annotate.paravirt_words import Words, words
 from tests.elfwriter import ElfWriter
 from vmipatch import facts
 from vmipatch.annotate import pvops
@@ -22,6 +23,11 @@ TEXT = {32: 0xC1000000, 64: 0xFFFFFFFF81000000}
 NOP = "_paravirt_nop"
 MIDDLE = "not where a function begins"
 Objects = dict[str, list[str | None]]
+# What the initialisers of arch/x86/kernel/paravirt.c (and those before it) hold, where it is no native_ of the name.
+FUNCTIONS = {
+    "startup_ipi_hook": NOP, "set_lazy_mode": NOP, "lazy_mode.leave": NOP, "kmap_atomic_pte": "kmap_atomic",
+    "spin_unlock": "__ticket_spin_unlock", "irq_enable_syscall_ret": "native_irq_enable_sysexit",
+}  # fmt: skip
 
 
 def kernel(path: Path, release: str | None, objects: Objects, bits: int = 32, symbols: bool = True) -> Image:
@@ -164,9 +170,8 @@ def test_2_6_22(tmp_path: Path) -> None:
             27: "native_save_fl", 29: "native_irq_disable", 33: "native_wbinvd", 36: "native_read_tsc",
             51: "native_load_esp0", 53: "native_io_delay", 63: "native_flush_tlb", 72: "native_set_pte",
             82: "native_irq_enable_sysexit", 83: "native_iret"}  # fmt: skip
-    for place in (0, 1, 2, 3):
-        held[place] = ""
-    objects: Objects = {"paravirt_ops": [held.get(i, NOP) or None for i in range(84)]}
+    # The first four words are data: numbers, and a pointer to a name, which no function begins at.
+    objects: Objects = {"paravirt_ops": [None, None, None, MIDDLE, *(held.get(i, NOP) for i in range(4, 84))]}
     types = {14: "cpuid", 17: "clts", 20: "read_cr2", 27: "save_fl", 28: "restore_fl", 29: "irq_disable",
              30: "irq_enable", 31: "safe_halt", 33: "wbinvd", 34: "read_msr", 40: "load_tr_desc", 45: "set_ldt",
              52: "set_iopl_mask", 57: "apic_write", 59: "apic_read", 81: "set_lazy_mode",
@@ -257,20 +262,50 @@ def test_a_slot_out_of_place_proves_the_layout_wrong(tmp_path: Path) -> None:
     assert resolver.slots() == []
 
 
-def test_one_function_of_another_slot_is_enough_to_disbelieve(tmp_path: Path) -> None:
+def test_what_a_slot_contradicts_has_no_name_and_the_rest_has(tmp_path: Path) -> None:
+    """Two functions that changed places: neither slot is named, and what stands apart from them is."""
     held = list(OF_6_1["pv_ops"])
     held[2], held[3] = held[3], held[2]
-    resolver = pvops.resolve(kernel(tmp_path, "6.1.0", {"pv_ops": held}))
-    assert resolver.slots() == []
-    assert resolver.name_of_type(0) is None
+    image = kernel(tmp_path, "6.1.0", {"pv_ops": held})
+    resolver = pvops.resolve(image)
+    base = image.symbols.lookup("pv_ops")
+    assert base is not None
+    names = [None if i in (2, 3) else f"pv_ops.{name}" for i, name in enumerate(NAMES_6_1)]
+    assert [resolver.name_of_slot(base + 4 * i) for i in range(13)] == names
+    assert [resolver.name_of_type(i) for i in range(13)] == names
 
 
-def test_a_pointer_to_no_function_is_enough_to_disbelieve(tmp_path: Path) -> None:
+def test_a_pointer_to_no_function_takes_its_silent_neighbour_s_name_with_it(tmp_path: Path) -> None:
     held = list(OF_6_1["pv_ops"])
     held[6] = MIDDLE
-    resolver = pvops.resolve(kernel(tmp_path, "6.1.0", {"pv_ops": held}))
-    assert resolver.slots() == []
-    assert resolver.name_of_type(0) is None
+    image = kernel(tmp_path, "6.1.0", {"pv_ops": held})
+    resolver = pvops.resolve(image)
+    base = image.symbols.lookup("pv_ops")
+    assert base is not None
+    # Slot 7 holds a function that does nothing: between slot 6 and a slot that speaks for the layout.
+    names = [None if i in (6, 7) else f"pv_ops.{name}" for i, name in enumerate(NAMES_6_1)]
+    assert [resolver.name_of_slot(base + 4 * i) for i in range(13)] == names
+
+
+def test_a_vendor_s_slot_in_one_object_leaves_the_others_their_names_but_not_their_types(tmp_path: Path) -> None:
+    """2.6.32 with a slot more behind pv_cpu_ops.read_tsc: what comes before it and other objects are as ever."""
+    objects = dict(OF_2_6_32)
+    objects["pv_cpu_ops"] = list(objects["pv_cpu_ops"])
+    objects["pv_cpu_ops"].insert(31, "vendor_hook")
+    image = kernel(tmp_path, "2.6.32-5-686", objects)
+    resolver = pvops.resolve(image)
+    cpu, irq, mmu = (image.symbols.lookup(name) for name in ("pv_cpu_ops", "pv_irq_ops", "pv_mmu_ops"))
+    assert cpu is not None
+    assert irq is not None
+    assert mmu is not None
+    assert resolver.name_of_slot(cpu + 4 * 30) == "pv_cpu_ops.read_tsc"
+    assert resolver.name_of_type(33) == "pv_cpu_ops.read_tsc"
+    # native_irq_enable_sysexit stands where the header has usergs_sysret64, native_iret one too far: nothing from
+    # read_tsc on is known.
+    assert [resolver.name_of_slot(cpu + 4 * i) for i in range(31, 41)] == [None] * 10
+    assert resolver.name_of_slot(irq) == "pv_irq_ops.save_fl"
+    assert resolver.name_of_slot(mmu + 4 * 20) == "pv_mmu_ops.set_pte"
+    assert resolver.name_of_type(43) is None
 
 
 def test_another_release_s_layout_counts_if_the_functions_prove_it(tmp_path: Path) -> None:
@@ -311,7 +346,7 @@ def test_without_symbols_the_release_tells_what_no_configuration_changes(tmp_pat
     assert large.name_of_type(1) is None  # with PARAVIRT_XXL it is get_debugreg, else flush_tlb_user
 
 
-@pytest.mark.parametrize("release", ["2.6.16", "2.6.29", "4.15", "7.0", None])
+@pytest.mark.parametrize("release", ["2.6.16", "3.5", "4.15", "7.0", None])
 def test_nothing_tells(tmp_path: Path, release: str | None) -> None:
     """No layout was checked against these releases, and the image has no symbols: no op has a name."""
     resolver = pvops.resolve(kernel(tmp_path, release, OF_6_1, symbols=False))
@@ -330,6 +365,29 @@ def test_objects_that_reach_beyond_the_image(tmp_path: Path) -> None:
         file = tmp_path / "vmlinux"
         file.write_bytes(elf.build())
         assert pvops.resolve(open_image(file)).name_of_slot(address) in (None, "pv_ops.cpu.io_delay")
+
+
+@pytest.mark.parametrize("row", words(), ids=lambda row: f"{row.release} {row.configuration}".strip())
+def test_every_configuration_that_moves_a_slot(row: Words, tmp_path: Path) -> None:
+    """Each member has its name at the word that the release's header gives it, and no type a wrong one."""
+    objects: Objects = {name: [NOP] * size for name, size in row.sizes.items()}
+    places = [(name, place) for name, size in row.sizes.items() for place in range(size)]
+    for number, member in row.numbers.items():
+        name, place = places[number]
+        objects[name][place] = FUNCTIONS.get(member, f"native_{member}")
+    if "paravirt_ops" in objects:
+        objects["paravirt_ops"][:4] = [None, None, None, MIDDLE]
+    image = kernel(tmp_path, row.release, objects)
+    resolver = pvops.resolve(image)
+    named = 0
+    for number, member in row.numbers.items():
+        name, place = places[number]
+        base = image.symbols.lookup(name)
+        assert base is not None
+        assert resolver.name_of_slot(base + 4 * place) == f"{name}.{member}"
+        assert resolver.name_of_type(number) in (f"{name}.{member}", None)
+        named += resolver.name_of_type(number) is not None
+    assert named >= 7
 
 
 # The data

@@ -1,16 +1,16 @@
 """Names of the paravirt slots of one image: which function pointer belongs to which operation.
 
-The layouts of ``specs/pvops/`` are tried on the image: a layout fits when the
-functions that its slots hold in the image are those of the operations it says.
-Only what every layout that fits agrees on has a name.  Imports image, facts and errors.
+The layouts of ``specs/pvops/`` are tried on the image: of each slot the function that it holds there speaks for
+the operation that a layout says, against it, or not at all.  The layouts that are contradicted least are taken, and
+of a slot only what they agree on and nothing contradicts has a name.  Imports image, facts and errors.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from itertools import product
+from itertools import groupby, product
 from typing import NamedTuple, TypeVar
 
 from vmipatch import facts
@@ -44,12 +44,13 @@ class Slot(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """One word of a layout: the object it is in, its place there, and the member's name."""
+    """One word of a layout: the object it is in, its place there, and the member's name; ``data`` holds no function."""
 
     object: str
     place: int
     part: str
     field: str
+    data: bool = False
 
     @property
     def name(self) -> str:
@@ -92,50 +93,91 @@ class Resolver:
 def resolve(image: Image) -> Resolver:
     """Find the paravirt objects of an image and name their slots.
 
-    The layouts of the image's own release are tried; where the image's functions
-    contradict them all (a vendor's kernel), or the release has none or is not known, every
-    other layout is.  Without any evidence in the image, as in a module, the
-    release alone decides, and only for types.
+    The layouts of the image's own release are tried; where the image's functions contradict each of them somewhere
+    (a vendor's kernel), or the release has none or is not known, every other layout is, and one of those is taken
+    that is contradicted less.  Without any evidence in the image, as in a module, the release alone decides, and
+    only for types.
     """
     version = image.version
     own = _layout_of(version) if version is not None else None
+    evidence = _Evidence(image)
+    best: list[_Fit] = []
     if own is not None:
         types = facts.load("pvops", own).get("types")
         if types is not None:
             return Resolver(image, dict(enumerate(types)), {})
-        evidence = _Evidence(image)
         variants = _variants(own, image.bits)
-        fitting = _fitting(evidence, variants)
-        if fitting:
-            return _agreed(image, evidence, fitting)
+        best = _best(evidence, variants)
+        if best and not best[0].against:
+            return _agreed(image, evidence, best)
         if not evidence.found:
-            return _agreed(image, evidence, variants)
-    else:
-        evidence = _Evidence(image)
+            return _agreed(image, evidence, [_Fit(v, frozenset(), frozenset()) for v in variants])
     others = [v for name in _layouts() if name != own for v in _variants(name, image.bits)]
-    return _agreed(image, evidence, _fitting(evidence, others))
+    other = _best(evidence, others)
+    if not best or (other and len(other[0].against) < len(best[0].against)):
+        best = other
+    return _agreed(image, evidence, best)
 
 
-def _fitting(evidence: _Evidence, variants: list[_Variant]) -> list[_Variant]:
-    """The variants that the image's functions prove, less those that leave unsaid what another one explains."""
-    proved = [(variant, found) for variant in variants if (found := evidence.proof(variant))]
-    return [variant for variant, found in proved if not any(found < more for _, more in proved)]
+class _Fit(NamedTuple):
+    """What an image says of a layout: the positions of the words that it proves, and of those that it contradicts."""
+
+    variant: _Variant
+    proved: frozenset[int]
+    against: frozenset[int]
+
+    def named(self) -> Iterator[tuple[int, bool, bool]]:
+        """The position of each word that holds a function; whether its slot has its name; whether its type has.
+
+        What says nothing itself goes with its neighbours in the object: it has its name where neither the evidence
+        before it nor that behind it contradicts.  Where an object ends against the evidence nobody knows how many
+        words it has, and the types behind it have no names.
+        """
+        counts = True
+        for _, words in groupby(enumerate(self.variant), lambda item: item[1].object):
+            numbers = [number for number, _ in words]
+            behind = list(self._contradicted(reversed(numbers)))
+            for number, before, after in zip(numbers, self._contradicted(numbers), reversed(behind), strict=True):
+                fits = number in self.proved or not (before or after)
+                if not self.variant[number].data:
+                    yield number, fits, fits and counts
+            last = max((n for n in numbers if n in self.proved or n in self.against), default=None)
+            counts = counts and last not in self.against
+
+    def _contradicted(self, numbers: Iterable[int]) -> Iterator[bool]:
+        """Of each word, whether the last evidence up to it in this direction contradicts."""
+        last = False
+        for number in numbers:
+            last = number in self.against or (last and number not in self.proved)
+            yield last
 
 
-def _agreed(image: Image, evidence: _Evidence, variants: list[_Variant]) -> Resolver:
+def _best(evidence: _Evidence, variants: list[_Variant]) -> list[_Fit]:
+    """Of the variants that the image's functions prove those that they contradict least.
+
+    Those that leave unsaid what another one explains are not among them.
+    """
+    fits = [fit for variant in variants if (fit := evidence.fit(variant)) is not None]
+    least = min((len(fit.against) for fit, _ in fits), default=0)
+    fits = [(fit, slots) for fit, slots in fits if len(fit.against) == least]
+    return [fit for fit, slots in fits if not any(slots < more for _, more in fits)]
+
+
+def _agreed(image: Image, evidence: _Evidence, fits: list[_Fit]) -> Resolver:
     """What all the variants say alike: op by type, and op by address where the objects' addresses are known."""
     size = image.bits // 8
-    types: dict[int, set[str]] = {}
-    names: dict[int, set[str]] = {}
-    numbers: dict[int, set[int]] = {}
-    for variant in variants:
-        for number, word in enumerate(variant):
-            types.setdefault(number, set()).add(word.name)
+    types: dict[int, set[str | None]] = {}
+    names: dict[int, set[str | None]] = {}
+    numbers: dict[int, set[int | None]] = {}
+    for fit in fits:
+        for number, slot_named, type_named in fit.named():
+            word = fit.variant[number]
+            types.setdefault(number, set()).add(word.name if type_named else None)
             base = evidence.base(word.object)
             if base is not None:
                 address = base + word.place * size
-                names.setdefault(address, set()).add(word.name)
-                numbers.setdefault(address, set()).add(number)
+                names.setdefault(address, set()).add(word.name if slot_named else None)
+                numbers.setdefault(address, set()).add(number if type_named else None)
     slots = {
         address: Slot(_only(numbers[address]), address, name, evidence.pointer(address))
         for address, found in names.items()
@@ -144,7 +186,7 @@ def _agreed(image: Image, evidence: _Evidence, variants: list[_Variant]) -> Reso
     return Resolver(image, {n: name for n, found in types.items() if (name := _only(found)) is not None}, slots)
 
 
-def _only(found: set[_T]) -> _T | None:
+def _only(found: set[_T | None]) -> _T | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
@@ -187,16 +229,18 @@ class _Evidence:
             self._fields[function] = fields
         return self._fields[function]
 
-    def proof(self, variant: _Variant) -> frozenset[int]:
-        """Addresses of the slots that hold a native function of their own.
+    def fit(self, variant: _Variant) -> tuple[_Fit, frozenset[int]] | None:
+        """What the image says of a variant, and the addresses of the slots that prove it.
 
-        Empty if a slot holds a function of another, or too few hold their own.
+        None if that are too few: fewer than :data:`LEAST_MATCHES`, than those with a function that nobody knows, or
+        not more than those that contradict.
         """
-        matches: set[int] = set()
+        proved: dict[int, int] = {}
+        against: set[int] = set()
         others = 0
-        for word in variant:
+        for number, word in enumerate(variant):
             base = self.base(word.object)
-            if base is None:
+            if base is None or word.data:
                 continue
             slot = base + word.place * self._size
             function = self.pointer(slot)
@@ -204,16 +248,18 @@ class _Evidence:
                 continue
             fields = self._means(function)
             if fields is None:
-                return frozenset()
-            if word.field in fields:
-                matches.add(slot)
-            elif _NEUTRAL in fields:
+                against.add(number)
+            elif word.field in fields:
+                proved[number] = slot
+            elif _NEUTRAL in fields and word.field not in _occupied():
                 continue
             elif fields:
-                return frozenset()
+                against.add(number)
             else:
                 others += 1
-        return frozenset(matches) if len(matches) >= max(LEAST_MATCHES, others) else frozenset()
+        if len(proved) < max(LEAST_MATCHES, others, len(against) + 1):
+            return None
+        return _Fit(variant, frozenset(proved), frozenset(against)), frozenset(proved.values())
 
 
 _NEUTRAL = ""
@@ -238,6 +284,11 @@ def _functions() -> tuple[dict[str, frozenset[str]], frozenset[str]]:
         for function in functions:
             fields.setdefault(function, set()).add(field)
     return {name: frozenset(found) for name, found in fields.items()}, frozenset(spec["neutral"])
+
+
+@cache
+def _occupied() -> frozenset[str]:
+    return frozenset(facts.load("pvops", _FUNCTIONS)["occupied"])
 
 
 @cache
@@ -290,5 +341,5 @@ def _lay_out(groups: list[facts.Spec], holds: dict[str, bool]) -> _Variant:
             for field in group["slots"]:
                 place = sizes.get(name, 0)
                 sizes[name] = place + 1
-                words.append(_Word(name, place, group.get("part", ""), field))
+                words.append(_Word(name, place, group.get("part", ""), field, group.get("data", False)))
     return tuple(words)
