@@ -12,10 +12,10 @@ from vmipatch.report.jsontext import dumps
 from vmipatch.validate import Request, Validation
 from vmipatch.validate.boots import MOST_COUNTED, Boot
 from vmipatch.validate.demonstration import Row
-from vmipatch.validate.sites import Failure, SiteVerdict
+from vmipatch.validate.sites import FailedCall, Failure, SiteVerdict
 from vmipatch.validate.subject import REGISTERS
 
-SHOWN = 20
+SHOWN, SHOWN_OF_EACH = 20, 4
 
 
 def as_json(found: Validation) -> None:
@@ -36,6 +36,7 @@ def record(found: Validation) -> dict[str, Any]:
         "verdict": found.verdict,
         "seconds": round(found.seconds, 3),
         "sites_patched": found.patched_sites,
+        "failed_calls": [] if found.sites is None else [_failed_call(c) for c in found.sites.failed_calls()],
         "sites": None if found.sites is None else _sites(found),
         "boots": [_boot(b) for b in found.boots],
         "warnings": found.warnings,
@@ -61,12 +62,31 @@ def _sites(found: Validation) -> dict[str, Any]:
     }
 
 
+def _failed_call(c: FailedCall) -> dict[str, Any]:
+    failure = c.verdicts[0].failure
+    assert failure is not None
+    return {
+        "call": c.call,
+        "slots": list(c.slots),
+        **_address("stub", c.stub),
+        "alone": c.alone,
+        "sites": c.sites,
+        "what": failure.difference.what,
+        "native": failure.difference.native,
+        "patched": failure.difference.patched,
+    }
+
+
 def _verdict(v: SiteVerdict) -> dict[str, Any]:
     subject = v.subject
     return {
         **_address("address", subject.address),
         "kind": "call" if subject.is_call else "site",
         "op": subject.op,
+        "calls": list(subject.call_names),
+        "slots": list(subject.slots),
+        "stubs": list(subject.stubs),
+        "stubs_hex": [f"{stub:#x}" for stub in subject.stubs],
         "symbol": subject.symbol,
         "length": subject.length,
         "native": subject.native.hex(),
@@ -109,6 +129,7 @@ def _boot(boot: Boot) -> dict[str, Any]:
         "traps": dict(boot.traps),
         "violation": None if violation is None else violation.to_json(),
         "problems": boot.problems,
+        "notes": boot.notes,
     }
 
 
@@ -119,13 +140,16 @@ def as_table(found: Validation) -> None:
     """For a person: boots, sites, and each failure with what it takes to look at it."""
     out = sys.stdout
     out.write(f"{found.request.image} on {found.request.rom} ({found.hypervisor}, {found.abi})\n")
+    failing = [] if found.sites is None else found.sites.failed_calls()
+    for call in failing[:SHOWN]:
+        out.write(f"  fails: {_summary(call)}\n")
     for boot in found.boots:
         calls, traps = sum(boot.calls.values()), sum(boot.traps.values())
         more = "+" if boot.more_calls else ""
         made = f", {calls}{more} calls, {traps} traps" if boot.kind != "native" else ""
         out.write(f"  {KINDS[boot.kind]:<32} {boot.verdict:<9} {boot.reason}, {boot.instructions} instructions{made}\n")
-        for problem in boot.problems:
-            out.write(f"      {problem}\n")
+        for line in (*boot.problems, *boot.notes):
+            out.write(f"      {line}\n")
     run = found.sites
     if run is not None:
         counts = Counter(v.verdict for v in run.verdicts)
@@ -140,24 +164,35 @@ def as_table(found: Validation) -> None:
         if rejected:
             text = ", ".join(f"{n} with {fault}" for fault, n in rejected.most_common(4))
             out.write(f"      {sum(rejected.values())} states were no use, for the native code faults: {text}\n")
-        failed = [v for v in run.verdicts if v.failure is not None]
-        for v in failed[:SHOWN]:
-            _show(found, v, out.write)
-        if len(failed) > SHOWN:
-            out.write(f"\nand {len(failed) - SHOWN} more that fail\n")
+        for call in failing[:SHOWN]:
+            for v in call.verdicts[:SHOWN_OF_EACH]:
+                _show(found, v, out.write)
+            if len(call.verdicts) > SHOWN_OF_EACH:
+                out.write(f"\nand {len(call.verdicts) - SHOWN_OF_EACH} more sites of {call.call} that fail\n")
+        if len(failing) > SHOWN:
+            out.write(f"\nand {len(failing) - SHOWN} more calls that fail\n")
         unseen = [v for v in run.verdicts if v.verdict == "not shown"]
         for v in unseen[:SHOWN]:
-            out.write(f"      not shown: {v.subject.name} {v.subject.op}\n")
+            out.write(f"      not shown: {v.subject.title}\n")
     out.write(f"{found.verdict} in {found.seconds:.1f} s\n")
     out.flush()
     for warning in found.warnings:
         print(f"{found.request.image}: warning: {warning}", file=sys.stderr)
 
 
+def _summary(call: FailedCall) -> str:
+    where = ["by itself"] if call.alone else []
+    if call.sites:
+        where.append(f"at {call.sites} site{'s' if call.sites > 1 else ''}")
+    failure = call.verdicts[0].failure
+    assert failure is not None
+    return f"{call.title}: {' and '.join(where)}; {failure.difference}"
+
+
 def _show(found: Validation, v: SiteVerdict, write: Callable[[str], object]) -> None:
     f, subject = v.failure, v.subject
     assert f is not None
-    write(f"\n{subject.name} ({subject.op}): {f.difference}\n")
+    write(f"\n{subject.title}: {f.difference}\n")
     if not subject.is_call:
         write(f"  native   {_code(subject.native, subject.address)}\n")
         write(f"  patched  {_code(subject.patched, subject.address)}\n")

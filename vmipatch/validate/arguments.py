@@ -16,7 +16,7 @@ from vmipatch.validate.subject import Subject
 
 DATA_SEGMENT = 0x00CF_F200  # high word: present, DPL 3, writable, flat, 4 KiB units
 SCRATCH_PORT, DEBUG_PORT = 0x3FF, 0xE9
-TPR, APIC = 0x80, 0xFEE0_0000
+TPR, APIC, LOW_PRIORITY = 0x80, 0xFEE0_0000, 0x10
 PERIODIC = 0x100
 MARK = b"mark"
 
@@ -526,9 +526,10 @@ def apic_read(g: Given) -> None:
         return
     g.state.of_machine = g.subject.generation != 3
     g.put(0, _apic_register(g))
-    g.state.before = lambda p: p.machine.bus.memory_write(APIC + TPR, 4, 0x30)
+    # A priority that holds no interrupt back: the native run, which reads nothing, does not have it.
+    g.state.before = lambda p: p.machine.bus.memory_write(APIC + TPR, 4, LOW_PRIORITY)
     g.state.ignore_results = True
-    g.state.check = lambda p: "" if p.machine.cpu.get("eax") == 0x30 else "not the task priority"
+    g.state.check = lambda p: "" if p.machine.cpu.get("eax") == LOW_PRIORITY else "not the task priority"
 
 
 @op("GetCycleFrequency")

@@ -1,13 +1,16 @@
 """What must agree between the two runs of one state, and the first thing that does not.
 
-May import trial, states and subject.  Not compared: registers and flags that the call may change, the dead stack
-below ESP, the marks that the processor leaves in tables (accessed, dirty, busy), and what is the hypervisor's own.
+May import trial, states, subject and the emulator's saved memory.  Not compared: registers and flags that the call
+may change, the dead stack below ESP, the marks that the processor leaves in tables (accessed, dirty, busy), and what
+is the hypervisor's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vmipatch.emu.machine.snapshot import SavedMemory
 from vmipatch.validate.states import ARITHMETIC, IF, IOPL, State, Surroundings
 from vmipatch.validate.subject import REGISTERS, Subject
 from vmipatch.validate.trial import PAGE, SELECTORS, Result
@@ -15,7 +18,6 @@ from vmipatch.validate.trial import PAGE, SELECTORS, Result
 RF = 0x10000
 TIME_TOLERANCE = 100_000
 DEAD_STACK = 1024
-LINE = 64
 RESULT_MASK = {"GetInterruptMask": IF, "SaveAndDisableIRQs": IF, "GetEFLAGS": IF, "GetLDT": 0xFFFC, "GetTR": 0xFFFC}
 MARKS = 0x60
 # Left to trap and emulation, as the real ones do it (docs/abis.md); tables that are written in place are guarded.
@@ -46,7 +48,7 @@ class Difference:
 
 
 def differs(
-    subject: Subject, state: State, around: Surroundings, native: Result, patched: Result, ram: bytes
+    subject: Subject, state: State, around: Surroundings, native: Result, patched: Result, ram: SavedMemory
 ) -> Difference | None:
     """None if the two runs agree; ``ram`` is the memory that both began with."""
     if patched.effect:
@@ -124,31 +126,26 @@ def _view(native: Result, patched: Result) -> Difference | None:
 
 
 def _memory(
-    subject: Subject, state: State, around: Surroundings, native: Result, patched: Result, ram: bytes
+    subject: Subject, state: State, around: Surroundings, native: Result, patched: Result, ram: SavedMemory
 ) -> Difference | None:
     if native.written == patched.written:
         return None
-    pages = {page for page, _, _ in (*native.written, *patched.written)}
-    for page in sorted(pages):
-        a, b = _page(native, page, ram), _page(patched, page, ram)
-        if a == b:
-            continue
-        for line in range(0, PAGE, LINE):
-            if a[line : line + LINE] == b[line : line + LINE]:
-                continue
-            for at in range(line, line + LINE, 4):
-                one, other = a[at : at + 4], b[at : at + 4]
-                if one != other and not _excused(subject, state, around, page * PAGE + at, one, other):
-                    return Difference(f"memory at physical {page * PAGE + at:#x}", one.hex(), other.hex())
+    for page in sorted({*native.written, *patched.written}):
+        a, b = (result.written.get(page) or ram.page(page) for result in (native, patched))
+        for at in _unequal(a, b):
+            one, other = a[at : at + 4], b[at : at + 4]
+            if not _excused(subject, state, around, page * PAGE + at, one, other):
+                return Difference(f"memory at physical {page * PAGE + at:#x}", one.hex(), other.hex())
     return None
 
 
-def _page(result: Result, page: int, ram: bytes) -> bytes:
-    content = bytearray(ram[page * PAGE : (page + 1) * PAGE])
-    for number, first, data in result.written:
-        if number == page:
-            content[first : first + len(data)] = data
-    return bytes(content)
+def _unequal(one: bytes, other: bytes) -> Iterator[int]:
+    """Offsets of the aligned words in which two pages differ, lowest first."""
+    bits = int.from_bytes(one, "little") ^ int.from_bytes(other, "little")
+    while bits:
+        word = (bits & -bits).bit_length() - 1 >> 5
+        yield 4 * word
+        bits = bits >> 32 * (word + 1) << 32 * (word + 1)
 
 
 def _excused(

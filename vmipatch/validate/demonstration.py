@@ -83,7 +83,7 @@ def one(pair: tuple[str, str, int]) -> Row:
     problems = [f"{b.kind} boot: {text}" for b in found.boots for text in b.problems]
     if found.sites is not None:
         failed = [v for v in found.sites.verdicts if v.failure is not None]
-        problems += [f"{v.subject.name} {v.subject.op}: {v.failure.difference}" for v in failed if v.failure]
+        problems += [f"{v.subject.title}: {v.failure.difference}" for v in failed if v.failure]
     return Row(
         hypervisor=name,
         abi=found.abi,

@@ -8,9 +8,11 @@ it.  Both forms are thus one state.
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vmipatch.emu.hypervisors.base import OK
 from vmipatch.emu.hypervisors.violation import Violation
 from vmipatch.emu.machine.board import MEBIBYTE, BoardOptions
 from vmipatch.emu.machine.machine import Machine, Outcome
+from vmipatch.emu.machine.rtc import DEFAULT_DATE
 from vmipatch.emu.machine.snapshot import Snapshot
 from vmipatch.errors import EmulatorError
 from vmipatch.validate import reference
@@ -34,6 +37,8 @@ BACK = 0x7FF0
 STACK_WORDS = 16
 SEEN_PER_SITE = 3
 MOST_BREAKPOINTS = 1000
+SHIFT_DATE, SHIFT_NS = timedelta(seconds=86_477), 1_234_567
+"""Of the date and of the time since power-on: odd enough that no counter of the guest's comes round to the same."""
 EVERY_VECTOR = frozenset(range(256))
 
 
@@ -51,6 +56,8 @@ class Setup:
     memory_mib: int = 64
     until: str | None = "vmi-guest: done"
     limit: int = 2_000_000_000
+    shift: int = 0
+    """How far the clocks are put forward at power-on: so many times ``SHIFT_DATE`` and ``SHIFT_NS``."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,9 @@ def area(setup: Setup) -> int:
 
 def build_machine(setup: Setup, *, hypervisor: bool, rom: bool, kernel: bytes | None = None) -> Machine:
     """A machine about to enter the kernel; ``hypervisor``: it can be found by the guest."""
-    machine = Machine(BoardOptions(ram_bytes=setup.memory_mib * MEBIBYTE, vga=True))
+    date = DEFAULT_DATE + setup.shift * SHIFT_DATE
+    machine = Machine(BoardOptions(ram_bytes=setup.memory_mib * MEBIBYTE, vga=True, date=date))
+    machine.sleep_until(setup.shift * SHIFT_NS)
     personality: Any = create(setup.hypervisor)
     personality.attach(machine, found=hypervisor)
     options = BootOptions(
@@ -134,8 +143,9 @@ def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: st
         )
     hits = sorted({s.at for many in stand.seen.values() for s in many})
     chosen = sorted({hits[i * (len(hits) - 1) // max(1, moments - 1)] for i in range(moments)}) if hits else []
-    machine = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), setup, abi)
-    stand.machine = machine
+    del first
+    stand.machine = machine = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), setup, abi)
+    gc.collect()  # the first machine and its hypervisor hold each other, and megabytes
     for at in chosen:
         _keep(stand, machine, at)
     return stand

@@ -18,6 +18,8 @@ from vmipatch.image import Image
 from vmipatch.patch import Native, OnRom, Patch, from_spec, plan
 from vmipatch.rombuild.abi import Abi, Call
 
+SLOTTED = "parainstructions"
+"""The family whose ops are slots of the kernel's paravirt objects."""
 REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 
 
@@ -42,6 +44,10 @@ class Subject:
     """For a call: the linear address of the native code that it stands for."""
     arguments: tuple[str | int, ...] = ()
     generation: int = 3
+    slots: tuple[str, ...] = ()
+    """The paravirt slots that mean it: of a site the one that it goes through, of a call all that a kernel fills."""
+    stubs: tuple[int, ...] = ()
+    """Linear addresses of the ROM's stubs of ``calls``."""
 
     @property
     def call(self) -> Call:
@@ -49,13 +55,35 @@ class Subject:
         return self.calls[0]
 
     @property
+    def call_names(self) -> tuple[str, ...]:
+        """The VMI calls by name."""
+        return tuple(call.name for call in self.calls)
+
+    @property
     def name(self) -> str:
         """For a person: where it is and what it does."""
         return f"call {self.op}" if self.is_call else f"{self.address:#x} {self.symbol}"
 
+    @property
+    def title(self) -> str:
+        """For a person: :attr:`name` with all names that it has: VMI calls, slots, stubs."""
+        return f"{self.name} ({names_of(self.call_names, self.slots, self.stubs)})"
 
-def sites(image: Image, scan: Scan, target: OnRom, abi: Abi) -> list[Subject]:
-    """The sites that the ROM's target rewrites; those that keep their bytes are not among them."""
+
+def names_of(calls: Iterable[str], slots: Iterable[str], stubs: Iterable[int]) -> str:
+    """One thing by all its names: ``EnableInterrupts, slot pv_irq_ops.irq_enable, stub 0xc00c0688``."""
+    parts = [" and ".join(calls)]
+    for word, many in (("slot", list(slots)), ("stub", [f"{stub:#x}" for stub in stubs])):
+        if many:
+            parts.append(f"{word}{'s' if len(many) > 1 else ''} {' and '.join(many)}")
+    return ", ".join(parts)
+
+
+def sites(image: Image, scan: Scan, target: OnRom, abi: Abi, stubs: Mapping[str, int]) -> list[Subject]:
+    """The sites that the ROM's target rewrites; those that keep their bytes are not among them.
+
+    ``stubs``: linear addresses of the ROM's stubs by call.
+    """
     planned = plan(image, scan, target)
     native = _native(image, scan)
     names: dict[str, list[str]] = facts.load("tables", "vmi")["paravirt_calls"]
@@ -77,6 +105,8 @@ def sites(image: Image, scan: Scan, target: OnRom, abi: Abi) -> list[Subject]:
                     symbol=_symbol(image, site.address),
                     arguments=_arguments(image, site),
                     generation=abi.generation,
+                    slots=(site.op,) if site.family == SLOTTED else (),
+                    stubs=tuple(stubs[call.name] for call in calls if call.name in stubs),
                 )
             )
     return found
@@ -84,20 +114,20 @@ def sites(image: Image, scan: Scan, target: OnRom, abi: Abi) -> list[Subject]:
 
 def _native(image: Image, scan: Scan) -> Mapping[int, bytes]:
     """What the kernel itself puts at its paravirt sites on the bare machine."""
-    if not any(s.family == "parainstructions" for s in scan.sites):
+    if not any(s.family == SLOTTED for s in scan.sites):
         return {}
     try:
         planned = plan(image, scan, Native(from_spec("pentium3", image.version)))
     except VmipatchError:
         return {}  # the slot's function is the reference then
-    return {p.address: p.new for p in planned.patches if p.cause.family == "parainstructions"}
+    return {p.address: p.new for p in planned.patches if p.cause.family == SLOTTED}
 
 
 def _calls(site: Site, abi: Abi, names: Mapping[str, list[str]]) -> tuple[Call, ...]:
     if isinstance(site.detail, Vmi):
         name = abi.numbers.get(site.detail.call)
         return (abi.calls[name],) if name else ()
-    if site.family == "parainstructions":
+    if site.family == SLOTTED:
         return tuple(abi.calls[n] for n in names.get(site.op.rpartition(".")[2], []) if n in abi.calls)
     return (abi.calls[site.op],) if site.op in abi.calls else ()
 
@@ -129,8 +159,10 @@ def _symbol(image: Image, address: int) -> str:
     return f"{found[0]}+{found[1]:#x}" if found else "?"
 
 
-def calls(abi: Abi, stubs: Mapping[str, int], references: Mapping[str, int]) -> list[Subject]:
-    """Every call that the ROM answers, as subjects; the maps give linear addresses by name."""
+def calls(
+    abi: Abi, stubs: Mapping[str, int], references: Mapping[str, int], slots: Mapping[str, tuple[str, ...]]
+) -> list[Subject]:
+    """Every call that the ROM answers, as subjects; the maps give linear addresses, and slots, by name."""
     return [
         Subject(
             op=name,
@@ -143,10 +175,24 @@ def calls(abi: Abi, stubs: Mapping[str, int], references: Mapping[str, int]) -> 
             is_call=True,
             reference=references[name],
             generation=abi.generation,
+            slots=slots.get(name, ()),
+            stubs=(stubs[name],),
         )
         for name in stubs
         if name in references
     ]
+
+
+def filled_slots(scan: Scan) -> dict[str, tuple[str, ...]]:
+    """The members of the paravirt objects that mainline Linux fills with each call, for an image that has such."""
+    if not any(site.family == SLOTTED for site in scan.sites):
+        return {}
+    ways: dict[str, dict[str, list[str]]] = facts.load("guests", "mainline")
+    found: dict[str, list[str]] = {}
+    for way in ("site", "fill", "wrap", "function"):
+        for call, members in ways[way].items():
+            found.setdefault(call, []).extend(m for m in members if m not in found.get(call, []))
+    return {call: tuple(members) for call, members in found.items()}
 
 
 def changed(patches: Iterable[Patch]) -> int:

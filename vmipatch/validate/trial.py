@@ -15,15 +15,15 @@ from vmipatch.emu.machine.machine import Machine
 from vmipatch.emu.machine.snapshot import Snapshot
 from vmipatch.validate.stand import Stand
 from vmipatch.validate.states import IF, IOPL, State
-from vmipatch.validate.subject import REGISTERS, Subject
+from vmipatch.validate.subject import Subject
 
 LIMIT = 20_000
 """Instructions; the longest stub loads a whole IDT entry by entry."""
 PAGE = 4096
 HARD, EXCEPTION = 2, 3
 SELECTORS = ("cs", "ss", "ds", "es", "fs", "gs")
-Written = tuple[tuple[int, int, bytes], ...]
-"""Backing page, offset in it, bytes: what a run changed of the guest's memory."""
+Written = dict[int, bytes]
+"""Backing pages of the guest's memory that a run changed, as it left them."""
 
 
 @dataclass
@@ -220,10 +220,10 @@ class Trial:
         return Result(
             end=end,
             detail=detail,
-            registers=tuple(cpu.get(name) for name in REGISTERS),
+            registers=cpu.general(),
             eip=cpu.linear_eip,
             flags=cpu.eflags,
-            selectors=tuple(cpu.get(name) for name in SELECTORS),
+            selectors=cpu.selectors(SELECTORS),
             view=self.personality.view() if lowered else native_view(cpu),
             written=self._written(base),
             probes=probes,
@@ -235,15 +235,12 @@ class Trial:
         )
 
     def _written(self, base: Snapshot) -> Written:
-        memory = self.machine.memory
-        found: list[tuple[int, int, bytes]] = []
+        memory, before = self.machine.memory, base.memory
+        last = self._ram // PAGE
+        changed = {}
         for page in memory.dirty_pages():
-            start = page * PAGE
-            if start >= self._ram:
-                continue
-            now, before = memory.read_backing(start, PAGE), base.memory[start : start + PAGE]
-            if now != before:
-                first = next(i for i in range(0, PAGE, 64) if now[i : i + 64] != before[i : i + 64])
-                last = next(i for i in range(PAGE, 0, -64) if now[i - 64 : i] != before[i - 64 : i])
-                found.append((page, first, now[first:last]))
-        return tuple(found)
+            if page < last:
+                now = memory.read_backing(page * PAGE, PAGE)
+                if now != before.page(page):
+                    changed[page] = now
+        return changed

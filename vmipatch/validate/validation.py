@@ -5,10 +5,11 @@ May import the other parts of this package, patch, image and annotate.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmipatch.annotate import Scan, scan
@@ -19,7 +20,7 @@ from vmipatch.patch.target import rom_at
 from vmipatch.rombuild import abi as abis
 from vmipatch.rombuild import inspect
 from vmipatch.rombuild.hypervisor import names
-from vmipatch.validate import boots, subject
+from vmipatch.validate import boots, console, subject
 from vmipatch.validate.boots import Boot
 from vmipatch.validate.sites import Progress, SiteRun, validate_sites
 from vmipatch.validate.stand import Setup, Stand, places, prepare, read_file
@@ -30,6 +31,8 @@ MOMENTS = 5
 STATES = 8
 ANNOTATED = ("vmi", "parainstructions", "afterburn")
 CALLABLE = (1, 2)
+PATIENCE = 10, 500_000_000
+"""A boot on a ROM may take so many times the native one's instructions, and so many more."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class Prepared:
     stubs: dict[str, int]
     subjects: list[Subject]
 
+    def patient(self, natively: int) -> Setup:
+        """The setup of a boot on the ROM, given up after many times the instructions that it takes natively."""
+        return replace(self.setup, limit=min(self.setup.limit, PATIENCE[0] * natively + PATIENCE[1]))
+
 
 def open_all(request: Request) -> Prepared:
     """Open image and ROM and see that they fit; raises :class:`VmipatchError` with one clear line."""
@@ -130,13 +137,13 @@ def open_all(request: Request) -> Prepared:
         until=until,
         limit=request.limit,
     )
-    subjects = subject.sites(image, found, target, abi)
     base = target.rom.linear
     stubs = {
         c.name: (base + c.offset) & 0xFFFFFFFF
         for c in vmi.calls
         if c.type in CALLABLE and not abi.calls[c.name].init and not abi.calls[c.name].get_relocation
     }
+    subjects = subject.sites(image, found, target, abi, stubs)
     return Prepared(request, image, found, target, setup, abi, stubs, subjects)
 
 
@@ -147,7 +154,8 @@ def stand_for(prepared: Prepared) -> tuple[Stand, list[Subject]]:
         prepared.setup, prepared.image.page_offset, prepared.subjects, prepared.abi.name, max(1, request.moments)
     )
     places(stand, prepared.stubs, prepared.abi.name)
-    return stand, [*prepared.subjects, *subject.calls(prepared.abi, stand.stubs, stand.references)]
+    slots = subject.filled_slots(prepared.scan)
+    return stand, [*prepared.subjects, *subject.calls(prepared.abi, stand.stubs, stand.references, slots)]
 
 
 def validate(
@@ -172,7 +180,8 @@ def validate(
     )
     if with_boots and only is None:
         result.boots = _boots(prepared, count_calls, say)
-        boots.judge(result.boots)
+        again = _again(prepared, result.boots[0].instructions, count_calls, say)
+        boots.judge(result.boots, console.known(prepared.image.version), again)
         if result.boots[0].verdict != "pass":
             # Without a native end there is no run to take states from.
             result.seconds = time.perf_counter() - begun
@@ -207,9 +216,10 @@ def _counting(say: Callable[[str], None]) -> Progress:
 
 
 def _boots(prepared: Prepared, count: bool, say: Callable[[str], None]) -> list[Boot]:
-    setup = prepared.setup
     say("booting natively")
-    found = [boots.native(setup)]
+    found = [boots.native(prepared.setup)]
+    gc.collect()  # a machine and its hypervisor hold each other, and megabytes
+    setup = prepared.patient(found[0].instructions)
     stubs = prepared.stubs if count else {}
     # Of .text only: what is for starting up may be given back, and hold anything in the end.
     offset = prepared.image.page_offset
@@ -217,9 +227,22 @@ def _boots(prepared: Prepared, count: bool, say: Callable[[str], None]) -> list[
     text = {s.address - offset: s.length for s in prepared.subjects if s.address in staying}
     say(f"booting on {setup.hypervisor}: the kernel patches itself")
     found.append(boots.on_rom(setup, "self", stubs, sites=text))
+    gc.collect()
     say(f"booting on {setup.hypervisor}: patched statically")
     found.append(boots.on_rom(setup, "static", stubs, patched_kernel(prepared), text))
+    gc.collect()
     return found
+
+
+def _again(prepared: Prepared, natively: int, count: bool, say: Callable[[str], None]) -> boots.Again:
+    def again(kind: str, turn: int) -> Boot:
+        say(f"booting with another clock ({kind}, {turn})")
+        gc.collect()
+        kernel = patched_kernel(prepared) if kind == "static" else None
+        setup = replace(prepared.patient(natively), shift=turn)
+        return boots.on_rom(setup, kind, prepared.stubs if count else {}, kernel)
+
+    return again
 
 
 def patched_kernel(prepared: Prepared) -> bytes:

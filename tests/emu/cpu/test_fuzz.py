@@ -9,6 +9,7 @@ import pytest
 from fuzzing import MODES, RAM, CountingBus, prepare, run
 
 from vmipatch.emu.cpu import Cpu, Memory
+from vmipatch.emu.machine.snapshot import SavedMemory
 
 CASES = int(os.environ.get("VMIPATCH_FUZZ_CASES", "9000"))
 NAMES = ("eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "esp", "eip", "eflags", "cs", "ss", "cr0", "cr2", "cpl")
@@ -51,13 +52,14 @@ def test_a_snapshot_in_the_middle_changes_nothing() -> None:
         memory.write(0x10000, code)
         cpu.run(cpu.instructions + 6)
         saved, image = cpu.save(), memory.read_backing(0, RAM)
+        pages = {page: image[page << 12 : (page + 1) << 12] for page in range(RAM >> 12)}
         memory.clear_dirty()
         ends = []
         for _ in range(2):
             cpu.run(cpu.instructions + 12)
             ends.append((cpu.instructions, [cpu.get(n) for n in NAMES], memory.read(0, RAM)))
             changed = memory.dirty_pages()
-            memory.restore_pages(image, changed)
+            memory.restore_pages(SavedMemory(RAM, pages), changed)
             assert memory.read_backing(0, RAM) == image, "a page was written that the log does not have"
             cpu.restore(saved)
             memory.clear_dirty()

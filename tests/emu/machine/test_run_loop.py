@@ -12,6 +12,7 @@ from machineparts import PlainMemory
 
 from vmipatch.emu.machine.board import BoardOptions
 from vmipatch.emu.machine.machine import Machine
+from vmipatch.emu.machine.snapshot import SavedMemory
 from vmipatch.errors import EmulatorError
 
 MIB = 1 << 20
@@ -105,10 +106,10 @@ class ScriptedMemory(PlainMemory):
     def clear_dirty(self) -> None:
         self.dirty.clear()
 
-    def restore_pages(self, saved: bytes, pages: list[int]) -> None:
+    def restore_pages(self, saved: SavedMemory, pages: list[int]) -> None:
         self.restored = list(pages)
         for page in pages:
-            self.store[page << 12 : (page + 1) << 12] = saved[page << 12 : (page + 1) << 12]
+            self.store[page << 12 : (page + 1) << 12] = saved.page(page)
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def test_snapshot_brings_back_everything(machine: Machine) -> None:
     assert len(machine.memory.restored) < 5
     assert rest() == first
     other = machine.snapshot()
-    machine.restore(base)  # not the latest base: everything is copied
+    machine.restore(base)  # not the latest base: what may differ from it is copied, too
     assert machine.memory.read(0x5000, 6) == b"before"
     machine.restore(other)
     assert machine.memory.read(0x5000, 6) == b"after!"

@@ -5,6 +5,7 @@ May import engine, forms, table and ``vmipatch.facts``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -216,6 +217,15 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
         if len(name) == 3 and name.startswith("st") and name[2] in "01234567":
             return int(api.get_st(self, int(name[2])))
         raise UsageError(f"no register is called {name!r}")
+
+    def general(self) -> tuple[int, ...]:
+        """The eight general registers, in the order of their encoding."""
+        return tuple(self.reg[:8])
+
+    def selectors(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Segment registers by name."""
+        held = self.sel
+        return tuple([held[SEGMENTS[name]] for name in names])
 
     def set(self, name: str, value: int) -> None:
         """Set a register by name; a selector takes its hidden part along as real or V86 mode would,
@@ -443,6 +453,7 @@ class Cpu(Core):  # type: ignore[misc,unused-ignore]
         """Bring back what :meth:`save` returned."""
         fields, tlb, msrs = saved
         for name, value in fields.items():
-            setattr(self, name, value if isinstance(value, int) else list(value))
+            # What a compiled engine takes is copied into arrays of its own.
+            setattr(self, name, value if COMPILED or isinstance(value, int) else list(value))
         api.put_tlb(self, tlb)
         self.msrs = dict(msrs)

@@ -163,13 +163,13 @@ class Memory:
             raise EmulatorError("a read past the end of the backing memory", offset=offset)
         return bytes(self.buffer[offset : offset + length])  # type: ignore[index]
 
-    def restore_pages(self, saved: bytes, pages: Iterable[int]) -> None:
-        """Copy backing pages back from an image that :meth:`read_backing` gave from offset 0."""
+    def restore_pages(self, saved: Any, pages: Iterable[int]) -> None:
+        """Copy backing pages back from a saved memory, whose ``page(number)`` gives the 4096 bytes of each."""
         for page in pages:
             start: int = page * PAGE
-            if page < 0 or start + PAGE > len(saved):
-                raise EmulatorError("a page that the saved memory does not hold", offset=start)
-            self.buffer[start : start + PAGE] = saved[start : start + PAGE]  # type: ignore[index]
+            if page < 0 or start + PAGE > self.scratch:
+                raise EmulatorError("a page past the end of the backing memory", offset=start)
+            self.buffer[start : start + PAGE] = saved.page(page)  # type: ignore[index]
             self.mark_dirty(page)
             if self.code_bits[page] != 0:
                 for core in self.cores:  # type: ignore[attr-defined]

@@ -33,10 +33,12 @@ OK, NO_ROM, OTHER_ROM, NOT_READY = 0, 1, 2, 3
 DB, UD, NP, STACK, GP, PF = 1, 6, 11, 12, 13, 14
 IRET = 0xCF
 APIC = 0xFEE0_0000
-VIEW = (
-    "cr0", "cr2", "cr3", "cr4", "dr0", "dr1", "dr2", "dr3", "dr6", "dr7", "gdtr_base", "gdtr_limit",
-    "idtr_base", "idtr_limit", "ldtr", "tr", "if", "iopl", "sysenter_cs", "sysenter_esp", "sysenter_eip",
-    "efer", "stack_ss", "stack_esp",
+
+CONTROL = ("cr0", "cr2", "cr3", "cr4")
+SHOWN = (*CONTROL, "gdt", "idt", "ldt", "tr")
+"""Fields of the state page that are what the guest sees."""
+OF_THE_PROCESSOR = (
+    "gdtr_base", "gdtr_limit", "idtr_base", "idtr_limit", "ldtr", "tr", "sysenter_cs", "sysenter_esp", "sysenter_eip",
 )  # fmt: skip
 
 
@@ -391,15 +393,16 @@ class Base:
     # --- what the guest sees ------------------------------------------------------------
 
     def view(self) -> dict[str, int]:
-        """The system state as the guest sees it, by the names of ``VIEW``; selectors with the RPL they have."""
+        """The system state as the guest sees it, by the names of :func:`native_view`; selectors with their RPL."""
         cpu = self.machine.cpu
         if not self.active:
             return native_view(cpu)
-        values = {f"cr{n}": self.control.get(n) for n in (0, 2, 3, 4)}
-        values |= {f"dr{n}": cpu.get(f"dr{n}") for n in (0, 1, 2, 3, 6, 7)}
+        shown = self.state.values(SHOWN)
+        values = {name: shown[name] for name in CONTROL}
+        values |= debug_registers(cpu)
         for name in ("gdt", "idt"):
-            values[f"{name}r_base"], values[f"{name}r_limit"] = self.state.get_table(name)
-        values["ldtr"], values["tr"] = self.state.get("ldt"), self.state.get("tr")
+            values[f"{name}r_base"], values[f"{name}r_limit"] = shown[name] >> 16, shown[name] & 0xFFFF
+        values["ldtr"], values["tr"] = shown["ldt"], shown["tr"]
         values["if"], values["iopl"] = int(self.virtual_if), self.iopl >> 12
         values |= self.control.sysenter
         values["efer"] = self.control.read_msr(0xC000_0080) or 0
@@ -448,10 +451,17 @@ class Base:
         self.alarms.restore(alarms)
 
 
+def debug_registers(cpu: Any) -> dict[str, int]:
+    """DR0 to DR3, DR6 and DR7 by name."""
+    held = cpu.dr
+    return {f"dr{n}": held[n] for n in (0, 1, 2, 3, 6, 7)}
+
+
 def native_view(cpu: Any) -> dict[str, int]:
-    """The same names, of a guest that runs on the bare machine."""
-    names = {"if", "iopl", "efer", "stack_ss", "stack_esp"}
-    values = {name: cpu.get(name) for name in VIEW if name not in names}
+    """The system state of a guest that runs on the bare machine, by name."""
+    held = cpu.cr
+    values = {f"cr{n}": held[n] for n in (0, 2, 3, 4)} | debug_registers(cpu)
+    values |= {name: cpu.get(name) for name in OF_THE_PROCESSOR}
     flags = cpu.eflags
     values["if"], values["iopl"] = int(bool(flags & IF)), (flags & IOPL) >> 12
     values["efer"] = 0x800 * cpu.efer_nx

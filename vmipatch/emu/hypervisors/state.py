@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmipatch.emu.hypervisors.layout import HostMemory
+from vmipatch.emu.hypervisors.layout import PAGE, HostMemory
 from vmipatch.rombuild.inspect import Field
 
 
@@ -26,6 +26,14 @@ class StatePage:
         """The field's value; 0 where the ROM has no such field."""
         place, size = self._fields.get(name, (0, 0))
         return int.from_bytes(self._memory.read(place, size), "little") if size else 0
+
+    def values(self, names: Iterable[str]) -> dict[str, int]:
+        """Several fields at once, each as :meth:`get` gives it."""
+        page, first, found = self._memory.read(self.physical, PAGE), self.physical, {}
+        for name in names:
+            place, size = self._fields.get(name, (first, 0))
+            found[name] = int.from_bytes(page[place - first : place - first + size], "little")
+        return found
 
     def put(self, name: str, value: int) -> None:
         """Set a field; nothing happens where the ROM has none of that name."""

@@ -204,12 +204,11 @@ class Board:
         return self.clock.save(), tuple([device.save() for device in self.devices])
 
     def restore(self, state: tuple[Any, ...]) -> None:
-        """Bring back what :meth:`save` returned."""
+        """Bring back what :meth:`save` returned; :meth:`refresh_interrupt` is left to the caller."""
         clock, devices = state
         for device, fields in zip(self.devices, devices, strict=True):
             device.restore(fields)
         self.clock.restore(clock)
-        self._update_interrupt()
 
 
 def check_options(options: BoardOptions) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmipatch.emu.machine.board import Board, BoardOptions, check_options
 from vmipatch.emu.machine.bus import Bus
 from vmipatch.emu.machine.clock import NEVER, NS_PER_SECOND
-from vmipatch.emu.machine.snapshot import Snapshot
+from vmipatch.emu.machine.snapshot import PAGE, SavedMemory, Snapshot
 from vmipatch.errors import EmulatorError
 
 if TYPE_CHECKING:
@@ -215,9 +215,15 @@ class Machine:
     # --- snapshots ------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The whole machine as it is now (between two instructions)."""
+        """The whole machine as it is now (between two instructions).
+
+        What was not written since the last snapshot, or restore, is shared with it; since power-on all memory is zeros.
+        """
+        memory = self.memory
+        written = {page: memory.read_backing(page * PAGE, PAGE) for page in memory.dirty_pages()}
+        before = SavedMemory(0, {}) if self._base is None else self._base.memory
         snapshot = Snapshot(
-            memory=self.memory.read_backing(0, self.memory.used),
+            memory=before.with_pages(memory.used, written),
             processor=self.cpu.save(),
             board=self.board.save(),
             personality=None if self.personality is None else self.personality.save(),
@@ -225,29 +231,30 @@ class Machine:
             serial_length=len(self.board.consoles.serial),
             debug_length=len(self.board.consoles.debug),
         )
-        self.memory.clear_dirty()
+        memory.clear_dirty()
         self._base = snapshot
         return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back; only pages written since are copied if it is the latest base.
+        """Go back; only pages that may differ are copied: those written since, and those unlike the last base's.
 
         Raises :class:`EmulatorError` for a snapshot of a machine of another size.
         """
         if len(snapshot.memory) != self.memory.used:
             raise EmulatorError("this snapshot is of a machine with other memory")
-        memory = self.memory
-        pages: Any = memory.dirty_pages()
+        memory, saved = self.memory, snapshot.memory
+        pages = memory.dirty_pages()
         if self._base is not snapshot:
-            pages = range(len(snapshot.memory) >> 12)
-        memory.restore_pages(snapshot.memory, pages)
+            other = SavedMemory(0, {}) if self._base is None else self._base.memory
+            pages = list({*pages, *saved.unlike(other)})
+        memory.restore_pages(saved, pages)
         memory.clear_dirty()
         self._base = snapshot
         self.board.restore(snapshot.board)
         self.cpu.restore(snapshot.processor)
         if self.personality is not None:
             self.personality.restore(snapshot.personality)
-        self.board._update_interrupt()
+        self.board.refresh_interrupt()
         del self.board.consoles.serial[snapshot.serial_length :]
         del self.board.consoles.debug[snapshot.debug_length :]
         self._reason = None
