@@ -9,26 +9,29 @@ import pytest
 from vmipatch import facts
 from vmipatch.validate.console import NATURES, first_difference, known
 
-LAYOUT = b"""virtual kernel memory layout:
+LAYOUT = b"""Memory: %dk/65536k available (781k kernel code, %dk reserved, 257k data, 176k init, 0k highmem)
+virtual kernel memory layout:
     fixmap  : 0x%08x - 0x%08x   ( 592 kB)
     pkmap   : 0x%08x - 0x%08x   (2048 kB)
     vmalloc : 0xc4800000 - 0x%08x   ( %d MB)
     lowmem  : 0xc0000000 - 0xc4000000   (  64 MB)
 """
-NATIVELY = LAYOUT % (0xFFF6B000, 0xFFFFF000, 0xFFC00000, 0xFFE00000, 0xFFBFE000, 947)
-ON_ROM = LAYOUT % (0xFBF6B000, 0xFBFFF000, 0xFBC00000, 0xFBE00000, 0xFBBFE000, 883)
+NATIVELY = LAYOUT % (63136, 1988, 0xFFF6B000, 0xFFFFF000, 0xFFC00000, 0xFFE00000, 0xFFBFE000, 947)
+ON_ROM = LAYOUT % (63132, 1992, 0xFBF6B000, 0xFBFFF000, 0xFBC00000, 0xFBE00000, 0xFBBFE000, 883)
 TOTAL = b"Total of %d processors activated (200.01 BogoMIPS).\n"
 # Of a release: what the native kernel prints, and what it prints on a ROM.
 CONSOLES = {
     (2, 6, 21): (
         b"Booting paravirtualized kernel on bare hardware\nDetected 100.006 MHz processor.\n" + NATIVELY
         + b"Calibrating delay using timer specific routine.. 200.14 BogoMIPS (lpj=1000729)\n"
+        + b"Compat vDSO mapped to ffffe000.\n"
         + b"Checking 'hlt' instruction... OK.\nTime: tsc clocksource has been installed.\n",
         b"VMI: Found vmipatch VMware VMI ROM, API version 3.0, ROM version 1.0\n"
         + b"Reserving virtual address space above 0xfc000000\nBooting paravirtualized kernel on vmi\n"
         + b"VMI timer cycles/sec = 100000000 ; cycles/jiffy = 1000000 ;cycles/alarm = 1000000\n"
         + b"Detected 100.000 MHz processor.\n" + ON_ROM
-        + b"Calibrating delay using timer specific routine.. 200.00 BogoMIPS (lpj=1000000)\n",
+        + b"Calibrating delay using timer specific routine.. 200.00 BogoMIPS (lpj=1000000)\n"
+        + b"Compat vDSO mapped to fbffe000.\n",
     ),
     (2, 6, 29): (
         b"Booting paravirtualized kernel on bare hardware\nFast TSC calibration using PIT\n"

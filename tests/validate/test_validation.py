@@ -16,6 +16,7 @@ from vmipatch.validate import Request, validate
 from vmipatch.validate.boots import Boot, judge
 from vmipatch.validate.console import known
 from vmipatch.validate.demonstration import FORMS, guest
+from vmipatch.validate.validation import open_all, stand_for
 
 MEMORY = ["--memory", "16"]
 
@@ -172,3 +173,53 @@ def test_a_rom_may_lie_anywhere(roms: Path) -> None:
     words = Request(guest("v2"), roms / "kvm-vmi-3.0", rom_base=0xD8000, memory_mib=16, states=1, moments=2)
     found = validate(words, with_boots=False)
     assert (found.verdict, found.warnings) == ("pass", [])
+
+
+BREAKS = {
+    "returns at once": b"\xc3",
+    "loses a register": b"\x31\xf6\x31\xff\x31\xdb\x31\xed\xc3",
+    "faults": b"\x0f\x0b",
+}
+# What a stub that returns at once would be taken for is nothing to see: the entry's own write was caught and emulated.
+BROKEN = {
+    **dict.fromkeys(
+        ("EnableInterrupts", "DisableInterrupts", "GetInterruptMask", "SetInterruptMask"), "returns at once"
+    ),
+    **dict.fromkeys(("SYSEXIT", "SetCR3"), "returns at once"),
+    "IRET": "faults",
+    "UpdatePxE": "loses a register",
+}
+
+
+@pytest.mark.parametrize("call", BROKEN)
+def test_a_broken_call_is_named_first(call: str, roms: Path, tmp_path: Path, vmipatch: Commands) -> None:
+    rom = broken(roms / "vmware-vmi-3.0", call, BREAKS[BROKEN[call]], tmp_path / "broken.rom")
+    words = [guest("mainline"), "--rom", rom, *MEMORY, "--sites-only", "--states", 3, "--moments", 2]
+    result = vmipatch("validate", *words)
+    assert result.status == 1
+    first = [line for line in result.out.splitlines()[:3] if re.match(rf"  fails: {call}, ", line)]
+    assert len(first) == 1
+    assert re.search(r"slots? \w+.*, stub 0xc00c[0-9a-f]{4}: by itself", first[0])
+    # The slot's own name leads to the call too.
+    for line in re.findall(r"^0x[0-9a-f]+ \S+ \(.+\): .+$", result.out, re.M):
+        assert re.search(r"\([A-Za-z ]+, slot pv_\w+\.\w+, stubs? 0xc00c", line)
+    document = json.loads(vmipatch("validate", *words, "--json").out)
+    assert document["failed_calls"][0]["call"] == call
+    assert document["failed_calls"][0]["alone"]
+    verdicts = [v for v in document["sites"]["verdicts"] if v["verdict"] == "fail"]
+    assert document["failed_calls"][0]["sites"] == sum(call in v["calls"] and v["kind"] == "site" for v in verdicts)
+    for verdict in verdicts:
+        assert len(verdict["stubs"]) == len(verdict["calls"])
+        assert verdict["slots"]
+
+
+def test_moments_share_their_memory(roms: Path) -> None:
+    """Five moments in two forms hold not ten memories, but one and what differs."""
+    request = Request(guest("mainline"), roms / "kvm-vmi-3.0", memory_mib=16, moments=5)
+    stand, _ = stand_for(open_all(request))
+    assert len(stand.bases) == 5
+    pages = {id(s.memory.page(n)) for base in stand.bases for s in (base.native, base.lowered) for n in range(4096)}
+    held = max(base.native.memory.held for base in stand.bases)
+    assert held < len(pages) < 2 * held
+    for base in stand.bases:
+        assert 0 < len(list(base.lowered.memory.unlike(base.native.memory))) < 64

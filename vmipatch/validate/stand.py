@@ -35,6 +35,8 @@ AREA = 0x8000
 BACK = 0x7FF0
 """In that area: where a call returns to."""
 STACK_WORDS = 16
+SPARE = 4
+"""Moments to choose from for each one wanted, where no site tells the kernel's."""
 SEEN_PER_SITE = 3
 MOST_BREAKPOINTS = 1000
 SHIFT_DATE, SHIFT_NS = timedelta(seconds=86_477), 1_234_567
@@ -141,14 +143,26 @@ def prepare(setup: Setup, page_offset: int, subjects: Sequence[Subject], abi: st
             f"{stand.native_run.instructions} instructions",
             file=setup.file,
         )
-    hits = sorted({s.at for many in stand.seen.values() for s in many})
-    chosen = sorted({hits[i * (len(hits) - 1) // max(1, moments - 1)] for i in range(moments)}) if hits else []
+    chosen = _moments(stand, moments)
     del first
     stand.machine = machine = _with_reference(build_machine(setup, hypervisor=False, rom=with_rom), setup, abi)
     gc.collect()  # the first machine and its hypervisor hold each other, and megabytes
     for at in chosen:
-        _keep(stand, machine, at)
+        if len(stand.bases) < moments:
+            _keep(stand, machine, at)
     return stand
+
+
+def _moments(stand: Stand, count: int) -> list[int]:
+    """Instruction counts to keep the machine at: where sites were met, else all through the run.
+
+    Of the latter more than are wanted, since the kernel may not be what runs there.
+    """
+    hits = sorted({s.at for many in stand.seen.values() for s in many})
+    if hits:
+        return sorted({hits[i * (len(hits) - 1) // max(1, count - 1)] for i in range(count)})
+    end = stand.native_run.instructions if stand.native_run is not None else 0
+    return [end * n // (SPARE * count + 1) for n in range(SPARE, SPARE * (count + 1))][: SPARE * count]
 
 
 def _reached(machine: Machine, until: str | None) -> bool:

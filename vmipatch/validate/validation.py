@@ -30,6 +30,8 @@ GUEST_END = "vmi-guest: done"
 MOMENTS = 5
 STATES = 8
 ANNOTATED = ("vmi", "parainstructions", "afterburn")
+UNKNOWN = "unknown"
+"""The op of a site that names no slot or call that is known."""
 CALLABLE = (1, 2)
 PATIENCE = 10, 500_000_000
 """A boot on a ROM may take so many times the native one's instructions, and so many more."""
@@ -66,6 +68,8 @@ class Validation:
     boots: list[Boot] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    no_site: bool = False
+    """No site could be tried, of an image that has some: calls alone show nothing of it."""
 
     @property
     def verdict(self) -> str:
@@ -74,7 +78,7 @@ class Validation:
         # A site that no state reaches is reported, but is no failure of the whole: others show its call.
         found.discard("not shown")
         found |= {b.verdict for b in self.boots}
-        if self.sites is not None and not self.sites.states:
+        if self.sites is not None and (self.no_site or not self.sites.states):
             found.add("not shown")
         return "fail" if "fail" in found else "not shown" if "not shown" in found or not found else "pass"
 
@@ -189,6 +193,8 @@ def validate(
     if with_sites:
         say("booting for states to start from")
         stand, subjects = stand_for(prepared)
+        result.warnings += _untried(prepared)
+        result.no_site = only is None and not prepared.subjects
         result.warnings += stand.rejected_bases
         chosen = None
         if only is not None:
@@ -201,6 +207,16 @@ def validate(
         )
     result.seconds = time.perf_counter() - begun
     return result
+
+
+def _untried(prepared: Prepared) -> list[str]:
+    """A word on sites that are in the image and cannot be tried."""
+    annotated = [s for s in prepared.scan.sites if s.family in ANNOTATED]
+    unknown = sum(s.op == UNKNOWN for s in annotated)
+    found = [f"{unknown} of {len(annotated)} sites were not tried: nobody knows what they do"] if unknown else []
+    if not prepared.subjects:
+        found.append("no site was tried: this ROM changes none that is known")
+    return found
 
 
 def _counting(say: Callable[[str], None]) -> Progress:

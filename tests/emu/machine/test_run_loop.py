@@ -289,3 +289,25 @@ def test_snapshot_brings_back_everything(machine: Machine) -> None:
 def test_boards_that_cannot_be(options: BoardOptions) -> None:
     with pytest.raises(EmulatorError):
         Machine(options)
+
+
+def test_snapshots_share_what_did_not_change(machine: Machine) -> None:
+    machine.memory.write(0x5000, b"one")
+    machine.memory.write(0x9000, b"two")
+    first = machine.snapshot()
+    machine.memory.write(0x5000, b"ONE")
+    second = machine.snapshot()
+    machine.memory.write(0x9000, bytes(4096))
+    third = machine.snapshot()
+    assert second.memory.page(9) is first.memory.page(9)
+    assert second.memory.page(5) != first.memory.page(5)
+    assert third.memory.held == second.memory.held - 1  # a page of zeros is none
+    assert list(second.memory.unlike(first.memory)) == [5]
+    assert list(first.memory.unlike(third.memory)) == [5, 9]
+    for snapshot, texts in ((first, (b"one", b"two")), (third, (b"ONE", bytes(3))), (second, (b"ONE", b"two"))):
+        machine.memory.write(0xD000, b"junk")
+        machine.restore(snapshot)
+        assert (machine.memory.read(0x5000, 3), machine.memory.read(0x9000, 3)) == texts
+        assert machine.memory.read(0xD000, 4) == bytes(4)
+    machine.restore(first)
+    assert len(machine.memory.restored) == 1, "a page that both hold is not copied"
