@@ -216,7 +216,7 @@ def test_every_row(row: tuple[str, str, bool, tuple[int, ...]], bits: int) -> No
     assert (kind.name, kind.set) == (name, "traps" if traps else "silent")
     around = b"\x90" * 5 + code + b"\x90" * 20
     found = list(sweep.sweep(around, 0x1000, [0, len(around)], bits, sensitive.wanted(bits), bytes(len(around))))
-    assert found == [(sweep.WANTED, 5, 5 + len(code), 0)]
+    assert found == [(sweep.WANTED, 5, 5 + len(code), 0, whole(code, bits))]
 
 
 @pytest.mark.parametrize(("text", "bits"), [(text, bits) for text, sizes in OTHERS for bits in sizes])

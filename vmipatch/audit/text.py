@@ -20,7 +20,7 @@ from vmipatch.audit.tables import inside
 from vmipatch.errors import ImageError
 from vmipatch.image import Image
 from vmipatch.image.model import PF_W
-from vmipatch.isa import opcodes, sensitive, sweep
+from vmipatch.isa import sensitive, sweep
 from vmipatch.isa.opcodes import Parts
 from vmipatch.isa.sensitive import Sensitive
 
@@ -145,15 +145,14 @@ class Sweeper:
     def _sweep(self, place: Range, cuts: list[int]) -> Iterator[Instruction | Inward]:
         data, base = place.data, place.address
         undecoded = 0
-        for what, first, last, target in sweep.sweep(data, base, cuts, self._bits, self._wanted, self._inside[base]):
+        stops = sweep.sweep(data, base, cuts, self._bits, self._wanted, self._inside[base])
+        for what, first, last, target, parts in stops:
             if what == sweep.BRANCH:
                 site = self._entered(target, base + first)
                 if site is not None:
                     yield Inward(place, base + first, last - first, target, site)
-            elif what == sweep.WANTED:
+            elif parts is not None:
                 code = data[first:last]
-                parts = opcodes.parts(code, self._bits)
-                assert parts is not None
                 kind = sensitive.classify(code, parts, self._bits)
                 slot = None if kind else self._slot(code, parts, base + first)
                 if kind or slot is not None:

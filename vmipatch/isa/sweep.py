@@ -37,12 +37,16 @@ _FORMS = ("m", "mb", "z", "v", "b", "mz", "", "a", "r", "w")
 
 
 class Stop(NamedTuple):
-    """Where a sweep stopped: what at, the offsets where it begins and ends, and a branch's target (an address)."""
+    """Where a sweep stopped: what at, the offsets where it begins and ends, and a branch's target (an address).
+
+    Of a wanted opcode also the instruction's parts.
+    """
 
     what: int
     first: int
     last: int
     target: int
+    parts: Parts | None = None
 
 
 def sweep(
@@ -96,7 +100,7 @@ def sweep(
             elif found.opcode in wanted:
                 asked = wanted[found.opcode]
                 if asked is None or data[first + found.after] in asked:
-                    yield Stop(WANTED, first, at, 0)
+                    yield Stop(WANTED, first, at, 0, found)
 
 
 def starts(data: Code, cuts: Iterable[int], bits: int) -> Iterator[int]:
