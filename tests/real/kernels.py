@@ -159,6 +159,7 @@ KERNELS = {
         _debian("6.5-686-pae", "6.5", "686-pae", "bookworm-backports"),
         _debian("6.12-amd64", "6.12", "amd64", "trixie"),
         _debian("6.12-cloud", "6.12", "cloud-amd64", "trixie"),
+        _debian("6.12-rt", "6.12", "rt-amd64", "trixie"),
         _debian("7.2-amd64", "7.2", "amd64", "sid"),
         _debian("7.2-cloud", "7.2", "cloud-amd64", "sid"),
         _debian("7.3-amd64", "7.3", "amd64", "experimental"),

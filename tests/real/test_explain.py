@@ -68,6 +68,7 @@ CHOSEN = {
     "6.12-amd64": ("EPYC-Milan",),
     "6.12-cloud": ("Skylake-Client", "off", "two", "counted-unmoved"),
     "6.12-krunfw": ("EPYC-Milan", "Icelake-Server"),
+    "6.12-rt": (),
     "6.18-alpine": ("EPYC-Milan", "Icelake-Server", "two"),
     "7.2-amd64": ("Skylake-Server",),
     "7.2-cloud": ("EPYC-Milan", "kaslr", "off", "counted", "its"),
