@@ -97,6 +97,7 @@ def test_every_other_line_counts(release: tuple[int, ...]) -> None:
 )  # fmt: skip
 def test_what_is_near_a_known_line_is_not_one(native: bytes, rom: bytes) -> None:
     for release in ((2, 6, 21), (2, 6, 32), (2, 6, 36)):
+        assert first_difference(b"a\n" + native, b"a\n" + rom, known(release)) != ""
         assert first_difference(native, rom, known(release)) != ""
 
 

@@ -36,7 +36,7 @@ class Known:
     def reduce(self, console: bytes, boot: str) -> list[bytes]:
         """What is to be compared of a console, of a boot that is ``native`` or on a ``rom``."""
         found = []
-        for raw in console.removesuffix(b"\n").split(b"\n"):
+        for raw in console.removesuffix(b"\n").split(b"\n") if console else ():
             stamp = self.stamp.match(raw)
             text = (raw[stamp.end() :] if stamp else raw).rstrip()
             compared = self._reduced(text, boot)
