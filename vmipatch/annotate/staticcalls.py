@@ -146,11 +146,13 @@ def _tables(image: Image, code: CodeBytes, known: frozenset[int]) -> list[Found]
     module = image.container == "module"
 
     def validator(layout: Layout) -> Valid:
-        form = layout.form
+        form, lowest, highest = layout.form, code.low, code.high
 
         def valid(start: int, data: bytes, at: int) -> bool:
             first, second = form.unpack_from(data, at)
             address = (start + first) & mask
+            if not lowest <= address < highest:
+                return False
             body = code.read(address, JCC_LENGTH) or code.read(address, LENGTH)
             length, target = branch_at(body, address, image.bits)
             if not length:

@@ -116,7 +116,8 @@ def pieces(image: Image, places: Iterable[Range]) -> list[list[int]]:
         first, last = bisect_left(starts, place.address + 1), bisect_left(starts, place.end)
         own = [0, *(a - place.address for a in starts[first:last]), len(place.data)]
         # Nothing between two but padding of one byte each, as in front of most functions: no need to begin twice.
-        padded = [not place.data[at:end].strip(_PADDING) for at, end in pairwise(own)]
+        data = place.data
+        padded = [data[at] in _PADDING and not data[at:end].strip(_PADDING) for at, end in pairwise(own)]
         cuts.append([at for at, passed in zip(own, (False, *padded), strict=True) if not passed])
     return cuts
 

@@ -13,6 +13,7 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from operator import itemgetter
 from typing import Protocol
 
@@ -146,7 +147,8 @@ class Symbols:
 
     def addresses(self) -> list[int]:
         """The virtual addresses of all symbols, ascending, none twice."""
-        return sorted({address for source in self._found for address in source.addresses})
+        # Each source is in order already, and sorting what is costs next to nothing.
+        return list(dict.fromkeys(sorted(chain.from_iterable(source.addresses for source in self._found))))
 
     def all(self) -> Iterator[tuple[int, str, str]]:
         """Every symbol: virtual address, kind letter of nm(1), name; by address, none twice."""
