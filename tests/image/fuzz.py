@@ -1,12 +1,13 @@
 """Mutated images through everything that ``image`` does with them: an error of ours or a result, in bounded time.
 
-    python tests/image/fuzz.py [--cases N] [--seed S] [--seconds T] [KERNEL ...]
+    python tests/image/fuzz.py [--cases N] [--seed S] [--seconds T] [--only KIND] [KERNEL ...]
 
-Starts from small images of every container, and from real ones given on the
-command line.  Prints the slowest case and the peak memory; stops with status 1
-at the first case that raises anything else than VmipatchError or takes longer
-than 2 s of processor time, and leaves that case in ``fuzz-failure.bin``.  The same cases, fewer,
-run in test_image_fuzz.py.
+Starts from small images of every container, or from real ones given on the
+command line; --only damages nothing but what one reader reads, so that each
+case reaches it.  Prints the slowest case and the peak memory; stops with status
+1 at the first case that raises anything else than VmipatchError or takes longer
+than 2 s of processor time, and leaves that case in ``fuzz-failure.bin``.  The
+same cases, fewer, run in test_image_fuzz.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 
@@ -40,7 +42,16 @@ MAX_BYTES = 500 << 20
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFF, 0xC1000000)
 
 
-def seeds() -> list[bytes]:
+class Seed(NamedTuple):
+    """An image to start from; the bytes from ``start`` up to ``end`` are what the reader of its ``kind`` reads."""
+
+    kind: str
+    data: bytes
+    start: int = 0
+    end: int | None = None
+
+
+def seeds() -> list[Seed]:
     """One small image of each kind, with tables in it for every reader."""
     found = []
     for bits, era, addresses in (
@@ -65,24 +76,28 @@ def seeds() -> list[bytes]:
         data = elf.build()
         low = top & 0xFFFFFFFF
         tail = struct.pack("<3I", 0, low + 4, low + 8) + struct.pack("<2I", 0, low + 12) * (bits == 64)
-        found += [data, bzimage(compress(data + tail, "gzip")), tables]
-        found.append(program({".text": bytes(64), ".linux": found[-2], ".osrel": b"ID=x"}))
+        boot = bzimage(compress(data + tail, "gzip"))
+        found += [Seed("elf", data), Seed("bzimage", boot), Seed("kallsyms", tables)]
+        unified = program({".text": bytes(64), ".linux": boot, ".osrel": b"ID=x"})
+        found.append(Seed("pe", unified, end=unified.find(boot)))
         bare = bytearray(data)
         at, width = (32, 4) if bits == 32 else (40, 8)
         bare[at : at + width] = bytes(width)
-        found.append(bytes(bare))
+        at = bare.find(tables)
+        found.append(Seed("kallsyms", bytes(bare), at, at + len(tables)))
         ko = ElfWriter(bits=bits, kind="rel")
         ko.section(".text", bytes(64), flags="ax").section(".data", bytes(64), flags="aw").symbol("x")
         ko.symbol("y", 8, ".data").relocation(".text", 8, 2, "x", -4).relocation(".data", 8, 1, "y")
         ko.section(".modinfo", b"vermagic=6.1.0 SMP\0", flags="a")
-        found.append(ko.build())
+        found.append(Seed("module", ko.build()))
+    first, long = found[0].data, found[3].data
     for format in ("bzip2", "xz", "lzma", "lz4", "zstd"):
-        found.append(bzimage(compress(found[0], format)))
-        found.append(compress(found[3], format))
-    found.append(gzip.compress(found[0]))
+        found.append(Seed("bzimage", bzimage(compress(first, format))))
+        found.append(Seed("packed", compress(long, format)))
+    found.append(Seed("packed", gzip.compress(first)))
     for format in ("gzip", "bzip2", "xz", "zstd"):
-        parts = [compress(part, format) for part in (found[0][:3000], found[0][3000:])]
-        found.append(b"".join(parts if format == "gzip" else [part[:-4] for part in parts]))
+        parts = [compress(part, format) for part in (first[:3000], first[3000:])]
+        found.append(Seed("packed", b"".join(parts if format == "gzip" else [part[:-4] for part in parts])))
     return found
 
 
@@ -143,11 +158,21 @@ def exercise(path: Path, base: int | None = None) -> bool:
     return True
 
 
-def cases(seed: int, images: list[bytes]) -> Iterator[tuple[bytes, int | None]]:
-    """Mutated images without end, some of them to be opened as raw memory."""
+def cases(seed: int, images: list[Seed], only: str | None = None) -> Iterator[tuple[bytes, int | None]]:
+    """Mutated images without end, some of them to be opened as raw memory; with ``only`` a kind's part alone."""
     dice = random.Random(seed)
+    images = [image for image in images if only in (None, image.kind)]
     while True:
-        data = mutate(dice, dice.choice(images))
+        _, data, start, end = dice.choice(images)
+        if only is None:
+            data = mutate(dice, data)
+        else:
+            part = data[start:end]
+            # What lies behind stays where it was.
+            damaged = mutate(dice, part)
+            data = data[:start] + (
+                damaged if end is None else damaged[: len(part)].ljust(len(part), b"\0") + data[end:]
+            )
         yield data, dice.choice((None, None, None, 0xC1000000, 0xFFFFFFFF81000000))
 
 
@@ -157,14 +182,19 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=sorted({image.kind for image in seeds()}), help="one reader alone")
     parser.add_argument("kernels", nargs="*", type=Path)
     options = parser.parse_args()
-    images = [path.read_bytes() for path in options.kernels] or seeds()
+    if options.only and options.kernels:
+        parser.error("--only starts from the images that are made here")
+    images = [Seed("kernel", path.read_bytes()) for path in options.kernels] or seeds()
     began = time.monotonic()
     slowest, accepted, number = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case"
-        for number, (data, base) in enumerate(itertools.islice(cases(options.seed, images), options.cases), 1):
+        for number, (data, base) in enumerate(
+            itertools.islice(cases(options.seed, images, options.only), options.cases), 1
+        ):
             path.write_bytes(data)
             start = time.process_time()
             try:

@@ -19,7 +19,7 @@ CASES = int(os.environ.get("VMIPATCH_FUZZ_CASES", "1000"))
 
 
 def test_the_images_that_are_mutated_open_whole(tmp_path: Path) -> None:
-    whole = [data for data in fuzz.seeds() if data[:4] == b"\x7fELF" or data[0x202:0x206] == b"HdrS"]
+    whole = [data for _, data, _, _ in fuzz.seeds() if data[:4] == b"\x7fELF" or data[0x202:0x206] == b"HdrS"]
     assert len(whole) >= 12
     path = tmp_path / "case"
     for data in whole:
@@ -43,6 +43,21 @@ def test_mutated_images(tmp_path: Path, seed: int) -> None:
         assert time.process_time() - start < fuzz.MAX_SECONDS
     # Damage that is refused at the door tries nothing behind it.
     assert CASES // 10 < accepted < CASES
+
+
+@pytest.mark.parametrize("kind", ["kallsyms", "pe"])
+def test_one_reader_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "case"
+    images = [image for image in fuzz.seeds() if image.kind == kind and image.end is not None]
+    assert images
+    for data, base in itertools.islice(fuzz.cases(3, images, kind), CASES // 5):
+        # The rest of the image stays as it was.
+        assert any(
+            len(data) == len(whole) and data[:start] == whole[:start] and data[end:] == whole[end:]
+            for _, whole, start, end in images
+        )
+        path.write_bytes(data)
+        fuzz.exercise(path, base)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
