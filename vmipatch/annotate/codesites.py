@@ -6,10 +6,12 @@ warnings: no image is patched by these tables.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vmipatch import facts
-from vmipatch.annotate import bycontent
+from vmipatch.annotate import alternatives, bycontent
 from vmipatch.annotate.hidden import OUTSIDE, CodeBytes
 from vmipatch.annotate.site import Detail, Finding, Places, Site, TableInfo, Thunk, many
 from vmipatch.annotate.tables import MOST_FINDINGS, FamilyScan, Layout, Reason, Table, find_tables, load_format
@@ -54,18 +56,27 @@ def bulk(image: Image, family: str, read: Read, wrong: str, leads: bytes, length
     return found
 
 
-def scan(image: Image, family: str, read: Read, wrong: str, read_all: ReadAll | None = None) -> FamilyScan:
+def scan(
+    image: Image,
+    family: str,
+    read: Read,
+    wrong: str,
+    read_all: ReadAll | None = None,
+    final: re.Pattern[bytes] | None = None,
+) -> FamilyScan:
     """A site for every entry that ``read`` understands, a finding for every other; ``wrong`` is its identifier.
 
-    ``read_all`` is the same for many sites at once.
+    ``read_all`` is the same for many sites at once; ``final`` as in :func:`count`.
     """
     code = CodeBytes(image)
-    tables, sites, findings = count(image, family, read, wrong)
+    tables, sites, findings = count(image, family, read, wrong, final)
     if any(f.id == "table-layout" for f in findings):
         return tables, [], findings
     findings = [f for f in findings if f.id == "table-size"]
     bad = 0
-    for table in find_tables(image, load_format(family)):
+    for info, table in zip(tables, find_tables(image, load_format(family)), strict=True):
+        if info.sealed:
+            continue
         named = _named(table, image.bits)
         entries: Sequence[int] = range(table.address, table.address + WORD * len(named), WORD)
         bodies = code.read_all(named, *LENGTHS)
@@ -76,6 +87,9 @@ def scan(image: Image, family: str, read: Read, wrong: str, read_all: ReadAll | 
         good = [row for row in rows if row is not None]
         if len(good) < len(rows):
             odd = [place for place in zip(entries, named, bodies, rows, strict=True) if place[3] is None]
+            if _alternatives_sealed(image):
+                # Where an alternative was put in, the kernel too finds no branch any more.
+                odd = [place for place in odd if not place[2]]
             findings += [_wrong(wrong, table, *place[:3]) for place in odd[: max(0, MOST_FINDINGS - bad)]]
             bad += len(odd)
             named, entries = ([x for x, row in zip(column, rows, strict=True) if row] for column in (named, entries))
@@ -87,8 +101,17 @@ def scan(image: Image, family: str, read: Read, wrong: str, read_all: ReadAll | 
     return tables, sites, findings
 
 
-def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
-    """The tables alone, some entries of each looked at."""
+def _alternatives_sealed(image: Image) -> bool:
+    """Whether the file has its alternatives put in, and their table emptied."""
+    tables, _, _ = alternatives.scan(image)
+    return bool(tables) and all(table.sealed for table in tables)
+
+
+def count(image: Image, family: str, read: Read, wrong: str, final: re.Pattern[bytes] | None = None) -> FamilyScan:
+    """The tables alone, some entries of each looked at.
+
+    Where most sites begin as ``final`` they have been written in the file, and the table is sealed: it names no site.
+    """
     form = load_format(family)
     layout = form.layouts[0]
     code = CodeBytes(image)
@@ -103,6 +126,9 @@ def count(image: Image, family: str, read: Read, wrong: str) -> FamilyScan:
             findings.append(Finding("table-size", "warning", text, table.name, table.address))
         sampled = list(addresses(table, image.bits, max(1, entries // SAMPLE)))
         bad = [(e, a) for e, a in sampled if not (body := _body(code, a)) or read(body, a) is None]
+        if final is not None and sum(final.match(_body(code, a)) is not None for _, a in bad) * 2 > len(sampled):
+            tables[-1] = replace(tables[-1], sealed=True)
+            continue
         if len(bad) * 2 > len(sampled):
             text = f"fits no layout ({layout.name}): {_wrong(wrong, table, *bad[0], _body(code, bad[0][1])).message}"
             findings.append(Finding("table-layout", "warning", text, table.name, bad[0][0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from vmipatch import facts
@@ -21,17 +22,21 @@ REGISTERS = (
 _CS = 0x2E
 _CONDITIONS = range(0x80, 0x90)
 
+_FINAL = re.compile(rb"\x2e{0,3}([\x70-\x7f].)?(\x0f\xae\xe8)?\x41?\xff[\xd0-\xd7\xe0-\xe7]", re.DOTALL)
+"""The branch itself: CS prefixes (6.18 on), a jump over it, LFENCE, REX.B (emit_indirect and patch_retpoline,
+arch/x86/kernel/alternative.c of 5.16 to 7.3)."""
+
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
     """Every branch to a thunk; ``op`` is ``call rax``, ``jmp r11``, ``jcc r8`` …"""
-    return codesites.scan(image, FAMILY, _reader(image), "retpoline-no-branch")
+    return codesites.scan(image, FAMILY, _reader(image), "retpoline-no-branch", final=_FINAL)
 
 
 def count(image: Image) -> FamilyScan:
     """The tables alone."""
     # To count, no register is wanted, whose thunk only the image's symbols tell: they need not be read for it.
     named = image.reconstructed
-    return codesites.count(image, FAMILY, _reader(image, named=named), "retpoline-no-branch")
+    return codesites.count(image, FAMILY, _reader(image, named=named), "retpoline-no-branch", _FINAL)
 
 
 def _reader(image: Image, *, named: bool = True) -> codesites.Read:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from vmipatch.annotate import codesites
@@ -14,6 +15,9 @@ FAMILY = "return_sites"
 
 _CS = 0x2E
 """clang's jumps to thunks have this prefix (-mindirect-branch-cs-prefix)."""
+
+_FINAL = re.compile(rb"\xc3\xcc{4}")
+"""A plain return, as apply_returns writes it (arch/x86/kernel/alternative.c of 5.19 to 7.3)."""
 
 
 def scan(image: Image, layout: str | None = None) -> FamilyScan:
@@ -32,12 +36,12 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
             for body, address, jump in zip(bodies, addresses, jumps, strict=True)
         ]
 
-    return codesites.scan(image, FAMILY, read, "return-no-jump", read_all)
+    return codesites.scan(image, FAMILY, read, "return-no-jump", read_all, _FINAL)
 
 
 def count(image: Image) -> FamilyScan:
     """The tables alone."""
-    return codesites.count(image, FAMILY, _reader(image.bits), "return-no-jump")
+    return codesites.count(image, FAMILY, _reader(image.bits), "return-no-jump", _FINAL)
 
 
 def bulk(image: Image) -> list[Places] | None:

@@ -197,7 +197,7 @@ def many(
 class TableInfo:
     """A table that was found: ``count`` entries of the layout named ``layout``, at virtual ``address``.
 
-    ``sealed`` tables were emptied by ``vmipatch patch --seal``: they name no site.
+    ``sealed`` tables were emptied by ``vmipatch patch --seal``, or their sites written in the file: they name no site.
     ``found`` says how a table without a section of its own was found, else it is empty.
     """
 
