@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from vmipatch.annotate import Site
 from vmipatch.annotate.site import Alternative, Place
 from vmipatch.errors import AddressError
-from vmipatch.image import Image
+from vmipatch.image import Image, Section
 from vmipatch.isa import branch
 from vmipatch.isa.decode import detailed
 from vmipatch.patch.passes.contract import Boot, Choice, Pass
@@ -45,20 +45,37 @@ def template(image: Image, spec: Mapping[str, Any]) -> Template | None:
     """The image's own template, or that of a module's kernel; None where the kernel cannot track calls.
 
     Between its two symbols, or, in a kernel whose symbol table has no data, the only
-    place in ``.rodata`` that has the form of one of ``spec["templates"]``.
+    place in its constants that has the form of one of ``spec["templates"]``.
     """
-    # A module without calls has functions that others call.
-    if image.bits != 64 or (image.container != "module" and image.section(".call_sites") is None):
+    # A module without calls has functions that others call; a table that nobody named may not have been looked for yet.
+    sure = image.container != "module" and not image.reconstructed
+    if image.bits != 64 or (sure and image.section(".call_sites") is None):
         return None
     start, end = (image.symbols.lookup(name) for name in ("skl_call_thunk_template", "skl_call_thunk_tail"))
     if start is not None and end is not None and 0 < end - start <= spec["most"]:
         return Template(start, image.read(start, end - start))
-    section = image.section(".rodata")
-    if section is None or image.container == "module":
-        return None
-    data = bytes(image.data[section.offset : section.offset + section.file_size])
-    found = [(m.start(), m.group()) for form in spec["templates"] for m in _pattern(form).finditer(data)]
-    return Template(section.address + found[0][0], found[0][1]) if len(found) == 1 else None
+    found = [
+        Template(section.address + match.start(), match.group())
+        for section in _constants(image)
+        for form in spec["templates"]
+        for match in _pattern(form).finditer(bytes(image.data[section.offset : section.offset + section.file_size]))
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _constants(image: Image) -> list[Section]:
+    """The sections of read-only data.
+
+    Where nobody named them: what lies between .text and .init.text, as vmlinux.lds.S places RO_DATA.
+    """
+    if image.container == "module":
+        return []
+    section, text, init = (image.section(name) for name in (".rodata", ".text", ".init.text"))
+    if section is not None:
+        return [section]
+    if not image.reconstructed or text is None or init is None:
+        return []
+    return [s for s in image.sections if s.file_size and text.end <= s.address and s.end <= init.address]
 
 
 def _pattern(form: str) -> re.Pattern[bytes]:
