@@ -110,6 +110,17 @@ def test_another_srcversion(tmp_path: Path, folder: Path) -> None:
     assert "srcversion is BBBB" in next(n for n in found.notes if n.module == "m").message
 
 
+def test_a_srcversion_that_does_not_print(tmp_path: Path, folder: Path) -> None:
+    machine = made.Machine()
+    machine.load("m")
+    machine.put(machine.structure("m") + made.SRCVERSION, struct.pack("<Q", machine.take(b"A\n\x1b[2J\0")))
+    (folder / "m.ko").write_bytes(made.module_file("m", srcversion="B\x1b[3J\n"))
+    found = explained(tmp_path, machine, folder)
+    message = next(n for n in found.notes if n.module == "m").message
+    assert message.isprintable()
+    assert "its srcversion is B?[3J?, that of the loaded module A??[2J" in message
+
+
 @pytest.mark.parametrize("cut", [0, 1, 64, 200, 900])
 def test_a_damaged_file_is_one_finding_and_the_rest_stands(tmp_path: Path, folder: Path, cut: int) -> None:
     machine = made.Machine()

@@ -24,6 +24,7 @@ from vmipatch.explain.modules.placement import Kernel, Placement
 from vmipatch.explain.modules.result import ModuleExplained, Modules, Note
 from vmipatch.explain.modules.view import View
 from vmipatch.image import Image
+from vmipatch.image.text import printable
 from vmipatch.patch.passes import Boot, callthunks
 from vmipatch.patch.patch import Plan
 from vmipatch.patch.planner import Seen, boot_plan, refuse_findings
@@ -185,7 +186,8 @@ class _Work:
                 return f"its build ID is {own.hex()}, that of the loaded module {there.hex()}"
         source = files.modinfo(file, "srcversion")
         if loaded.srcversion and source and source != loaded.srcversion:
-            return f"its srcversion is {source}, that of the loaded module {loaded.srcversion}"
+            ours, theirs = printable(source.encode()), printable(loaded.srcversion.encode())
+            return f"its srcversion is {ours}, that of the loaded module {theirs}"
         return None
 
     # Bytes
