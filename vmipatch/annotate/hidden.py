@@ -29,8 +29,8 @@ Valid = Callable[[int, bytes, int], bool]
 """Whether the entry at a virtual address makes sense, given a section's bytes and the entry's offset in them."""
 
 
-Ahead = Callable[[Layout, bytes, int], int]
-"""How many entries from an offset in a section's bytes on make sense, or fewer; 0 where it cannot say."""
+Ahead = Callable[[Layout, int, bytes, int], int]
+"""How many entries from one at a virtual address on, at an offset in a section's bytes, make sense, or fewer."""
 
 
 class Found(NamedTuple):
@@ -224,7 +224,7 @@ def search(
             while last + size <= len(data) and follows(start + last, data, last):
                 last += size
                 if ahead is not None:
-                    last += size * ahead(layout, data, last)
+                    last += size * ahead(layout, start + last, data, last)
             done = last
             count = (last - first) // size
             if best is None or count > best[1]:

@@ -138,7 +138,7 @@ def _tables(image: Image, code: CodeBytes) -> list[Found]:
 
         return valid
 
-    def ahead(layout: Layout, data: bytes, at: int) -> int:
+    def ahead(layout: Layout, _: int, data: bytes, at: int) -> int:
         count, room = 0, len(text) - LENGTH
         # A view: nothing is copied where this is asked of every entry.
         rest = memoryview(data)[at : len(data) - (len(data) - at) % layout.size]

@@ -7,9 +7,11 @@ call the function itself; on i386 only the trampolines change.
 
 from __future__ import annotations
 
+import struct
+
 from vmipatch import facts
 from vmipatch.annotate.hidden import CodeBytes, Found, Valid, find
-from vmipatch.annotate.site import Site, StaticCall, TableInfo
+from vmipatch.annotate.site import Site, StaticCall, TableInfo, many
 from vmipatch.annotate.tables import FamilyScan, Layout
 from vmipatch.image import Image
 from vmipatch.isa import branch
@@ -35,24 +37,29 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
     prefix = facts.load("tables", FAMILY)["trampoline"]["names"]
     places = trampolines(image, code)
     names = {address: _name(image, address, prefix) for address in places}
-    tables, inline = [], []
+    tables: list[TableInfo] = []
+    inline: list[Site] = []
     keys: dict[int, int] = {}
+    module = image.container == "module"
     for found in _tables(image, code, frozenset(places)):
         tables.append(_info(found))
-        for entry in found.layout.entries(found.table, image.bits):
-            address, word = entry.values
-            body = code.read(address, JCC_LENGTH) or code.read(address, LENGTH)
+        rows = [(entry.address, *entry.values) for entry in found.layout.entries(found.table, image.bits)]
+        bodies = code.read_all([address for _, address, _ in rows], JCC_LENGTH, LENGTH)
+        there = []
+        for (entry, address, word), body in zip(rows, bodies, strict=True):
             length, target = branch_at(body, address, image.bits)
-            if not length or (target not in names and image.container != "module"):
+            if not length or (target not in names and not module):
                 continue
             if target not in names:
                 # Modules call the kernel's trampolines.
                 names[target] = _name(image, target, prefix)
-            key = _key(image, word & ~FLAGS, prefix)
-            keys[target] = key
-            detail = StaticCall(key, target, bool(word & TAIL))
-            where = code.section(address)
-            inline.append(Site(FAMILY, address, length, names[target], where, found.table.name, entry.address, detail))
+            key = keys[target] = _key(image, word & ~FLAGS, prefix)
+            there.append((entry, address, length, StaticCall(key, target, bool(word & TAIL))))
+        addresses = [row[1] for row in there]
+        inline += many(
+            FAMILY, addresses, [row[2] for row in there], [names[row[3].trampoline] for row in there],
+            code.sections(addresses), found.table.name, [row[0] for row in there], [row[3] for row in there],
+        )  # fmt: skip
     sites = [
         Site(FAMILY, a, LENGTH, names[a], code.section(a), SECTION, a, StaticCall(keys.get(a, 0), a, True))
         for a in places
@@ -167,7 +174,33 @@ def _tables(image: Image, code: CodeBytes, known: frozenset[int]) -> list[Found]
 
         return valid
 
-    return find(image, FAMILY, validator)
+    low, high = code.ranges[0][:2] if code.ranges else (0, 0)
+    text = code.read(low, high - low)
+    signed = struct.Struct("<i").unpack_from
+
+    def ahead(layout: Layout, place: int, data: bytes, at: int) -> int:
+        """Calls and jumps in the largest section: nearly all are."""
+        count, room = 0, len(text) - JCC_LENGTH
+        first_key = last_key = 0
+        rest = memoryview(data)[at : len(data) - (len(data) - at) % layout.size]
+        for first, second in layout.form.iter_unpack(rest):
+            where = first + place - low
+            if not (0 <= where < room):
+                break
+            key = second + place + 4
+            if not first_key <= key < last_key:
+                first_key, last_key = next((one for one in data_ranges if one[0] <= key < one[1]), (0, 0))
+                if not last_key:
+                    break
+            if text[where] not in (branch.CALL, branch.JMP):
+                break
+            if first + place + LENGTH + signed(text, where + 1)[0] not in known:
+                break
+            place += layout.size
+            count += 1
+        return count
+
+    return find(image, FAMILY, validator, None if module else ahead)
 
 
 def _info(found: Found) -> TableInfo:

@@ -14,11 +14,11 @@ from vmipatch.cli.common import (
     Layouts,
     SystemMap,
     layout_options,
-    number,
     parse,
     progress,
     say_if_newer,
 )
+from vmipatch.cli.common import opened as open_it
 
 DEFAULT_LEVEL = "warning"
 NEVER = "never"
@@ -48,17 +48,19 @@ def audit(
 
     Exit status 1 if there is a finding of --fail-on or worse.
     """
+    from vmipatch.ahead import Ahead
+
+    opening = Ahead(lambda: open_it(image, base, system_map))
     from vmipatch.audit import SEVERITIES, reaches
     from vmipatch.audit import audit as run
     from vmipatch.errors import UsageError
-    from vmipatch.image import open_image
     from vmipatch.report import audit as report
 
     if fail_on not in (*SEVERITIES, NEVER):
         raise UsageError(f"--fail-on {fail_on}: there are {', '.join(SEVERITIES)} and {NEVER}")
     overrides = layout_options(layout)
     release = parse(kernel)
-    opened = open_image(image, base=None if base is None else number(base), system_map=system_map)
+    opened = opening.result()
     say_if_newer(opened, kernel)
     found = run(opened, rom=rom, kernel=release, layouts=overrides, progress=progress)
     if sarif is not None:

@@ -55,11 +55,19 @@ def open_and_scan(
 ) -> tuple[Image, Scan]:
     """The image and its sites."""
     from vmipatch.annotate import scan
-    from vmipatch.image import open_image
 
     overrides = layout_options(layouts)
-    image = open_image(path, base=None if base is None else number(base), system_map=system_map)
+    image = opened(path, base, system_map)
     return image, scan(image, families or None, overrides)
+
+
+def opened(path: Path, base: str | None, system_map: Path | None) -> Image:
+    """The image of a command whose report names its SHA-256."""
+    from vmipatch.image import open_image
+
+    image = open_image(path, base=None if base is None else number(base), system_map=system_map)
+    image.hash_ahead()
+    return image
 
 
 def say_if_newer(image: Image, kernel: str | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vmipatch.cli.common import Features, ImagePath, Kernel, SystemMap, number, parse, say_if_newer
+from vmipatch.cli.common import opened as open_it
 
 
 def explain(
@@ -46,19 +47,21 @@ def explain(
     The same of the modules that it has loaded, and of all other memory that it can execute.  Exit status 1 if there
     are unexplained bytes, or memory that belongs to nothing known.  Memory of another kernel is refused.
     """
+    from vmipatch.ahead import Ahead
     from vmipatch.errors import UsageError
-    from vmipatch.explain import Memory
-    from vmipatch.explain import explain as run
-    from vmipatch.explain.modules import beside
-    from vmipatch.image import open_image
-    from vmipatch.patch import from_features
-    from vmipatch.report import explain as report
 
     if memory is None and legal is None:
         raise UsageError("what is to be explained? Give --memory DUMP (or --legal OUT)")
     if memory is None and any(x is not None for x in (base, features, sarif, html)):
         raise UsageError("--base, --features, --sarif and --html go with --memory")
-    opened = open_image(image, system_map=system_map)
+    opening = Ahead(lambda: open_it(image, None, system_map))
+    from vmipatch.explain import Memory
+    from vmipatch.explain import explain as run
+    from vmipatch.explain.modules import beside
+    from vmipatch.patch import from_features
+    from vmipatch.report import explain as report
+
+    opened = opening.result()
     if memory is None:
         say_if_newer(opened, kernel)
     if legal is not None:

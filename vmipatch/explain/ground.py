@@ -9,11 +9,13 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import compress
 
 from vmipatch.image import Image
 
 _RUN = re.compile(rb"[^\0]+")
+_ANY = bytes(1) + b"\xff" * 255
+"""Translates what is not zero to 255."""
+_OPPOSITE = bytes(reversed(range(256)))
 
 PRISTINE = 0
 
@@ -111,13 +113,15 @@ class Ground:
         """Bytes that were rewritten as expected, by cause."""
         spans = self._touched()
         by, expected, pristine = (_parts(text, spans) for text in (self._by, self.expected, self.pristine))
-        changed = _different(expected, pristine)
+        changed = _mask(expected, pristine)
         # What is expected to have changed but is not as expected explains nothing.
         if self.expected != self.found:
-            wrong = _different(expected, _parts(self.found, spans))
-            changed = bytes(now and not lost for now, lost in zip(changed, wrong, strict=True))
-        numbers = Counter(compress(by, changed))
-        return Counter({self._causes[number]: count for number, count in numbers.items()})
+            changed = _both(changed, _mask(expected, _parts(self.found, spans)).translate(_OPPOSITE))
+        numbers = _both(by, changed)
+        counted = Counter({name: numbers.count(number) for number, name in enumerate(self._causes)})
+        # What has no cause is 0, as is what has not changed.
+        counted[self._causes[PRISTINE]] -= changed.count(0)
+        return +counted
 
     def _touched(self) -> list[slice]:
         """The stretches in which what is expected may differ from what was on disk, none twice."""
@@ -145,6 +149,16 @@ def _different(one: bytes | bytearray, two: bytes | bytearray) -> bytes:
     """A byte for each of two strings of one length, 0 where they are the same."""
     mixed = int.from_bytes(one, "little") ^ int.from_bytes(two, "little")
     return mixed.to_bytes(len(one), "little")
+
+
+def _mask(one: bytes | bytearray, two: bytes | bytearray) -> bytes:
+    """The same with 255 where they differ."""
+    return _different(one, two).translate(_ANY)
+
+
+def _both(one: bytes, two: bytes) -> bytes:
+    """The bits that two strings of one length have both."""
+    return (int.from_bytes(one, "little") & int.from_bytes(two, "little")).to_bytes(len(one), "little")
 
 
 def _runs(one: bytes | bytearray, two: bytes | bytearray) -> Iterator[tuple[int, int]]:

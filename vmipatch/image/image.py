@@ -11,6 +11,7 @@ from functools import cached_property
 from mmap import mmap
 from os import PathLike
 
+from vmipatch.ahead import Ahead
 from vmipatch.errors import AddressError, ImageError
 from vmipatch.image import banner, kaslr, kind, origins, pageoffset, reconstruct
 from vmipatch.image.bzimage import Payload
@@ -75,6 +76,7 @@ class Image:
         self.reconstructed = reconstructed
         self.searched: set[str] = set()
         self._file = file
+        self._digest: Ahead[str] | None = None
         self._linked = linked
         self.memory: bytes | bytearray | mmap = linked.memory if linked else data
         # Of the segment that answered last: its first address and its end, and what its offsets are above them.
@@ -336,8 +338,16 @@ class Image:
         """All relocations of a module, by the address of the field."""
         return tuple(self._linked.relocations()) if self._linked else ()
 
+    def hash_ahead(self) -> None:
+        """Begin with what :meth:`sha256` will be asked for, beside what else is done."""
+        if self._digest is None:
+            self._digest = Ahead(self._hash)
+
     def sha256(self) -> str:
         """The SHA-256 of the container file as it was given, in hexadecimal."""
+        return self._hash() if self._digest is None else self._digest.result()
+
+    def _hash(self) -> str:
         from hashlib import sha256
 
         return sha256(self._file).hexdigest()

@@ -7,7 +7,7 @@ business (:mod:`vmipatch.isa.decode`).  Imports facts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from mmap import mmap
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ MAPS = {"one": b"", "0f": b"\x0f", "0f38": b"\x0f\x38", "0f3a": b"\x0f\x3a"}
 
 MOST = 15
 """Bytes of the longest instruction (SDM vol. 2, section 2.3.11)."""
+
+_HEAD = 3
+"""Bytes by which all of an instruction without prefixes is decided: opcode, ModRM, SIB."""
 
 Opcode = tuple[str, int]
 """A map of :data:`MAPS` and the opcode byte in it."""
@@ -46,8 +49,12 @@ class Extended(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """The maps as code of one size has them; all sets are of byte values."""
+    """The maps as code of one size has them; all sets are of byte values.
 
+    ``plain`` are those with which an instruction of the first map begins that has no prefix.
+    """
+
+    plain: frozenset[int]
     legacy: frozenset[int]
     rex: frozenset[int]
     opcodes: Mapping[Opcode, tuple[Form, ...]]
@@ -107,11 +114,15 @@ def tables(bits: int) -> Tables:
             for code in numbers(row["codes"]):
                 opcodes[name, code] = (*opcodes.get((name, code), ()), form)
     prefixes = spec["prefixes"]
+    legacy = numbers(f"{prefixes['legacy']} {prefixes['operand']} {prefixes['address']}")
+    rex = numbers(prefixes["rex"]) if bits == 64 else frozenset[int]()
+    extended = tuple(_extended(spec, row, bits) for row in spec["extended"])
     return Tables(
-        numbers(f"{prefixes['legacy']} {prefixes['operand']} {prefixes['address']}"),
-        numbers(prefixes["rex"]) if bits == 64 else frozenset(),
+        frozenset(range(256)) - legacy - rex - {0x0F} - frozenset().union(*(row.before[0] for row in extended)),
+        legacy,
+        rex,
         opcodes,
-        tuple(_extended(spec, row, bits) for row in spec["extended"]),
+        extended,
         tuple(bytes.fromhex(text) for text in prefixes["emulate"]),
     )
 
@@ -176,11 +187,21 @@ def addressed(modrm: int, sib: int, address: int) -> tuple[int, int]:
 
 def parts(code: Code, bits: int, at: int = 0, end: int | None = None) -> Parts | None:
     """The instruction at offset ``at`` of ``code``; None if none begins there that ends before ``end``."""
+    stop = len(code) if end is None else min(end, len(code))
+    head = bytes(code[at : min(at + _HEAD, stop)])
+    if len(head) == _HEAD and head[0] in tables(bits).plain:
+        found = _headed(head, bits)
+        return found if found is None or at + found.size <= stop else None
     try:
-        found = _parts(code[at : min(len(code) if end is None else end, at + MOST)], bits)
+        return _parts(code[at : min(stop, at + MOST)], bits)
     except IndexError:
         return None
-    return found
+
+
+@lru_cache(maxsize=1 << 14)
+def _headed(head: bytes, bits: int) -> Parts | None:
+    """The instruction that begins with an opcode, a ModRM byte and a SIB byte: no more decides of its parts."""
+    return _parts(head + bytes(MOST), bits)
 
 
 def _parts(code: bytes | bytearray, bits: int) -> Parts | None:

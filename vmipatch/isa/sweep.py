@@ -33,7 +33,11 @@ _FEW = 3
 """Prefixes that the expression takes: the longest instruction that has so few is no longer than allowed."""
 
 _FORMS = ("m", "mb", "z", "v", "b", "mz", "", "a", "r", "w")
-"""Forms that the expression takes, the common ones first: an alternative that is tried first is the cheapest."""
+"""Forms that the expression takes."""
+
+_COMMON = bytes.fromhex("488941 906683BE F6C780A8 0F")
+"""First bytes of instructions, the commonest first (counted over the text of Debian's 6.12.118 for amd64, runs of one
+byte as one): an alternative that is tried first is the cheapest."""
 
 
 class Stop(NamedTuple):
@@ -140,24 +144,46 @@ def expression(
     known = opcodes.tables(bits)
     natural = opcodes.natural(bits)
     rows = _rows(bits, dict(wanted))
-    legacy = _set(known.legacy - {opcodes.ADDRESS, opcodes.OPERAND})
-    sized = _set(known.legacy - {opcodes.ADDRESS})
+    legacy = known.legacy - {opcodes.ADDRESS, opcodes.OPERAND}
+    sized = known.legacy - {opcodes.ADDRESS}
     common = [row for row in rows if row.modrm is None]
     fixed = [row for row in common if not set(row.parts) & set("zv")]
     other = [row for row in common if set(row.parts) & set("zv")]
+    alone = frozenset(code for row in rows if (row.map, row.parts) == ("one", "") for code in row.codes)
     run = [
-        _set(code for row in rows if (row.map, row.parts) == ("one", "") for code in row.codes)
-        + (b"" if single else b"++"),
-        *map(re.escape, known.emulate),
+        _Choice(alone, _set(alone) + (b"" if single else b"++")),
+        # An emulation prefix begins with an instruction.
+        *(_Choice(frozenset(prefix[:1]), re.escape(prefix)) for prefix in known.emulate),
         *_instructions(rows, bits, natural),
-        b"%b{1,%d}+%b" % (sized, _FEW, _choice(_instructions(fixed, bits, natural))),
-        b"%b{1,%d}+%b" % (legacy, _FEW, _choice(_instructions(other, bits, natural))),
+        _prefixed(sized, _instructions(fixed, bits, natural)),
+        _prefixed(legacy, _instructions(other, bits, natural)),
         *_extended(bits, natural),
     ]
     wide = opcodes.width("j", bits, *natural, wide=False) == 4
     form = b"%b|(%b)|(%b)|(.)" if single else b"%b*+(?:(%b)|(%b)|(.))?"
-    text = form % (_choice(run), _branch(bits, "b", 1), _branch(bits, "j", 4) if wide else b"(?!)")
+    text = form % (_ordered(run), _branch(bits, "b", 1), _branch(bits, "j", 4) if wide else b"(?!)")
     return re.compile(text, re.DOTALL)
+
+
+class _Choice(NamedTuple):
+    """An alternative of the expression, and the bytes that it can begin with."""
+
+    lead: frozenset[int]
+    text: bytes
+
+
+def _ordered(choices: Iterable[_Choice]) -> bytes:
+    """One of the alternatives, the common ones first; those alike stay in order."""
+    ranks = {byte: rank for rank, byte in enumerate(_COMMON)}
+    last = len(ranks)
+    return _choice(
+        c.text for c in sorted(choices, key=lambda c: min((ranks.get(b, last) for b in c.lead), default=last))
+    )
+
+
+def _prefixed(prefixes: frozenset[int], choices: Iterable[_Choice]) -> _Choice:
+    """The alternatives behind some of the prefixes."""
+    return _Choice(prefixes, b"%b{1,%d}+%b" % (_set(prefixes), _FEW, _ordered(choices)))
 
 
 def _branch(bits: int, parts: str, width: int) -> bytes:
@@ -199,30 +225,38 @@ def _rows(bits: int, wanted: Wanted) -> list[_Row]:
     return sorted(rows, key=lambda r: (maps.index(r.map), _FORMS.index(r.parts), r.modrm is not None, min(r.codes)))
 
 
-def _instructions(rows: Iterable[_Row], bits: int, natural: tuple[int, int]) -> list[bytes]:
+def _instructions(rows: Iterable[_Row], bits: int, natural: tuple[int, int]) -> list[_Choice]:
     """The instructions of the rows, from their REX prefix or opcode on."""
     narrow = _bodies(rows, bits, natural, wide=False)
     if bits != 64:
         return narrow
     rex = opcodes.tables(bits).rex
-    wide = _choice(_bodies(rows, bits, natural, wide=True))
-    return [_set(c for c in rex if c & 8) + wide, *narrow, _set(c for c in rex if not c & 8) + _choice(narrow)]
+    wide, rest = frozenset(c for c in rex if c & 8), frozenset(c for c in rex if not c & 8)
+    return [
+        _Choice(wide, _set(wide) + _ordered(_bodies(rows, bits, natural, wide=True))),
+        *narrow,
+        _Choice(rest, _set(rest) + _ordered(narrow)),
+    ]
 
 
-def _bodies(rows: Iterable[_Row], bits: int, natural: tuple[int, int], *, wide: bool) -> list[bytes]:
+def _bodies(rows: Iterable[_Row], bits: int, natural: tuple[int, int], *, wide: bool) -> list[_Choice]:
     """One alternative for all that is followed by the same, those of one map together."""
     merged: dict[tuple[str, bytes], frozenset[int]] = {}
     for row in rows:
         key = row.map, _form(row.parts, bits, natural, wide, row.modrm)
         merged[key] = merged.get(key, frozenset()) | row.codes
-    found: dict[str, list[bytes]] = {}
+    found: dict[str, list[_Choice]] = {}
     for (name, form), codes in merged.items():
-        found.setdefault(name, []).append(_set(codes) + form)
+        found.setdefault(name, []).append(_Choice(codes, _set(codes) + form))
     own = found.pop("one", [])
-    return [*own, *(re.escape(MAPS[name]) + _choice(bodies) for name, bodies in found.items())]
+    maps = (
+        _Choice(frozenset(MAPS[name][:1]), re.escape(MAPS[name]) + _choice(c.text for c in bodies))
+        for name, bodies in found.items()
+    )
+    return [*own, *maps]
 
 
-def _extended(bits: int, natural: tuple[int, int]) -> list[bytes]:
+def _extended(bits: int, natural: tuple[int, int]) -> list[_Choice]:
     """VEX, EVEX and XOP instructions."""
     found = []
     for row in opcodes.tables(bits).extended:
@@ -230,7 +264,7 @@ def _extended(bits: int, natural: tuple[int, int]) -> list[bytes]:
         for code, form in row.forms.items():
             codes.setdefault(form, set()).add(code)
         bodies = [_set(some) + _form(form, bits, natural, False, None) for form, some in codes.items()]
-        found.append(b"".join(map(_set, row.before)) + _choice(bodies))
+        found.append(_Choice(row.before[0], b"".join(map(_set, row.before)) + _choice(bodies)))
     return found
 
 

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from vmipatch.errors import AddressError
 from vmipatch.explain.memory import PAGE
 from vmipatch.explain.modules import mapped
 from vmipatch.explain.modules.btf import Types
@@ -200,14 +201,25 @@ class _Owners:
         image = self._kernel.image.data
         if data is None:
             return False
+        first, last = self._blob()
         for at in range(0, min(len(data) - _ALIKE, PAGE), _ALIKE):
             piece = data[at : at + _ALIKE]
-            place = image.find(piece) if len(set(piece)) > 8 else -1
+            place = image.find(piece, first, last) if len(set(piece)) > 8 else -1
             if place >= at:
                 own = image[place - at : place - at + len(data)].ljust(len(data), b"\0")
                 alike = sum(a == b for a, b in zip(own, data, strict=True))
                 return alike * 10 >= len(data) * 9
         return False
+
+    def _blob(self) -> tuple[int, int]:
+        """Where in the image's bytes its real-mode code is: anywhere, unless its symbols tell (realmode/rm/piggy.S)."""
+        image = self._kernel.image
+        ends = [image.symbols.lookup(name) for name in ("real_mode_blob", "real_mode_blob_end")]
+        try:
+            first, last = (image.offset_of(end) for end in ends if end is not None)
+        except (AddressError, ValueError):
+            return 0, len(image.data)
+        return first, last
 
     # Owners
 

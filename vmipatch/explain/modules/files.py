@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,19 +40,34 @@ class ModuleFile(NamedTuple):
 
 
 class Files:
-    """The modules below a folder, by name; raises :class:`UsageError` where there is no such folder."""
+    """The modules below a folder, by name; raises :class:`UsageError` where there is no such folder.
+
+    It is looked through when it is first asked for one: a kernel that has loaded none needs none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
             raise UsageError("no folder of modules", file=folder)
-        self._paths: dict[str, list[Path]] = {}
-        for count, path in enumerate(_below(folder)):
-            if count >= _MOST_FILES:
-                raise UsageError(f"more than {_MOST_FILES} files: not a folder of one kernel's modules", file=folder)
-            name = name_of(path.name)
-            if name is not None:
-                self._paths.setdefault(name, []).append(path)
+
+    @cached_property
+    def _paths(self) -> dict[str, list[tuple[str, str]]]:
+        """Folder and file of each, by name."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        count = 0
+        for place, folders, files in os.walk(self.folder):
+            # The source and build trees that hang there hold no modules that this kernel loads.
+            folders[:] = sorted(f for f in folders if f not in ("build", "source"))
+            count += len(files)
+            if count > _MOST_FILES:
+                raise UsageError(
+                    f"more than {_MOST_FILES} files: not a folder of one kernel's modules", file=self.folder
+                )
+            for file in files:
+                name = name_of(file)
+                if name is not None:
+                    found.setdefault(name, []).append((place, file))
+        return found
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -63,7 +78,7 @@ class Files:
 
     def candidates(self, name: str) -> list[Path]:
         """The files of a module's name; those that replace others (``updates``) first, as depmod has them."""
-        found = self._paths.get(name.replace("-", "_"), ())
+        found = [Path(place, file) for place, file in self._paths.get(name.replace("-", "_"), ())]
         return sorted(found, key=lambda p: ("updates" not in p.parts, str(p)))
 
 
@@ -89,14 +104,6 @@ def name_of(file: str) -> str | None:
         if file.endswith(ending):
             return file.removesuffix(ending).replace("-", "_")
     return None
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        # The source and build trees that hang there hold no modules that this kernel loads.
-        folders[:] = sorted(f for f in folders if f not in ("build", "source"))
-        for name in sorted(names):
-            yield Path(place, name)
 
 
 def beside(image: str) -> Path | None:
