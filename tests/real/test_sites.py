@@ -58,6 +58,17 @@ def test_every_site_is_found(name: str, family: str, real_kernel: Get, scans: Ca
     assert scans(name)["findings"] == []
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_padding_is_not_counted(name: str, real_kernel: Get, scans: Callable[[str], dict[str, Any]]) -> None:
+    """The linker script fills the lock table's last page with zeros, which the kernel skips."""
+    vmlinux = real_kernel(name).vmlinux
+    expected = len(entries(vmlinux, "smp_locks", name))
+    (table,) = (t for t in scans(name)["tables"] if t["family"] == "smp_locks")
+    assert (table["count"], table["sites"]) == (expected, expected)
+    assert table["padding"] == len(vmlinux.bytes_of(".smp_locks")) // 4 - expected
+    assert {t["padding"] for t in scans(name)["tables"] if t["family"] != "smp_locks"} == {0}
+
+
 @pytest.mark.parametrize("name", ROUGHLY)
 def test_counts_are_those_of_the_packages(name: str, scans: Callable[[str], dict[str, Any]]) -> None:
     for family, known in zip(FAMILIES, ROUGHLY[name], strict=True):

@@ -52,5 +52,5 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
 
     tables, sites, findings = scan_family(image, FAMILY, check, make, layout, strict=strict)
     full = {s.table for s in sites} | {f.section for f in findings}
-    tables = [t if t.section in full or not t.count else replace(t, sealed=True) for t in tables]
+    tables = [t if t.section in full or not t.padding else replace(t, sealed=True) for t in tables]
     return tables, sites, findings

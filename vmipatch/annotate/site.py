@@ -198,7 +198,8 @@ class TableInfo:
     """A table that was found: ``count`` entries of the layout named ``layout``, at virtual ``address``.
 
     ``sealed`` tables were emptied by ``vmipatch patch --seal``, or their sites written in the file: they name no site.
-    ``found`` says how a table without a section of its own was found, else it is empty.
+    ``found`` says how a table without a section of its own was found, else it is empty.  ``padding`` is how many
+    entries more are zero, name nothing and are not counted: what the linker fills a page with, or a seal leaves.
     """
 
     family: str
@@ -209,6 +210,7 @@ class TableInfo:
     count: int
     sealed: bool = False
     found: str = ""
+    padding: int = 0
 
 
 class Places(Sequence[Site]):

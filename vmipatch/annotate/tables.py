@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple
@@ -240,14 +240,15 @@ def scan_family(
                 findings.append(Finding(why.id, "error", why.message, table.name, where))
             tables.append(_info(family, table, emptied, sealed=emptied is not None))
             continue
-        tables.append(_info(family, table, layout))
-        bad = 0
+        bad = padding = 0
         for entry in layout.entries(table, image.bits):
             reason = safe(layout, entry.values)
             if reason is None:
                 site = make(table, layout, entry)
                 if site is not None:
                     sites.append(site)
+                else:
+                    padding += 1
                 continue
             bad += 1
             if bad <= MOST_FINDINGS:
@@ -256,6 +257,8 @@ def scan_family(
         if bad > MOST_FINDINGS:
             message = f"{bad - MOST_FINDINGS} more entries make no sense"
             findings.append(Finding("table-entries", "error", message, table.name, table.address))
+        info = _info(family, table, layout)
+        tables.append(replace(info, count=info.count - padding, padding=padding))
     return tables, sites, findings
 
 

@@ -26,6 +26,7 @@ def as_json(image: Image, audit: Audit) -> None:
                 "family": t.family,
                 "section": t.section,
                 "count": t.count,
+                "padding": t.padding,
                 "layout": t.layout,
                 **_address("address", t.address),
                 "size": t.size,

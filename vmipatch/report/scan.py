@@ -66,6 +66,7 @@ def as_json(image: Image, scan: Scan, *, sites: bool = True) -> None:
                 "family": t.family,
                 "section": t.section,
                 "count": t.count,
+                "padding": t.padding,
                 "layout": t.layout,
                 "address": t.address,
                 "address_hex": f"{t.address:#x}",
@@ -89,7 +90,8 @@ def as_table(image: Image, scan: Scan, *, sites: bool = True) -> None:
     for t in scan.tables:
         count = counts[t.family, t.section]
         note = "sealed" if t.sealed else t.layout or "unreadable"
-        out.write(f"  {t.section:<22} {count:>7} sites  {t.count:>7} entries  {note}\n")
+        padding = f", {t.padding} more are padding" if t.padding else ""
+        out.write(f"  {t.section:<22} {count:>7} sites  {t.count:>7} entries  {note}{padding}\n")
     if not scan.tables:
         out.write("  no annotation tables\n")
     if sites and scan.sites:
