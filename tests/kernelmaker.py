@@ -15,6 +15,26 @@ ALTERNATIVE = {
     "rel12": "<iiHBB", "rel13": "<iiHBBB", "rel14": "<iiHHBB",
 }  # fmt: skip
 
+_TLB_OPS = (
+    "flush_tlb_user",
+    "flush_tlb_kernel",
+    "flush_tlb_one_user",
+    "flush_tlb_multi",
+    "tlb_remove_table",
+    "exit_mmap",
+)
+PV_OPS = {
+    (4, 20): ("patch", "sched_clock", "steal_clock", "io_delay", *_TLB_OPS),
+    (5, 13): ("io_delay", *_TLB_OPS),
+}
+"""How pv_ops of 32-bit kernels begins, by the release that it begins with: struct paravirt_patch_template of
+asm/paravirt_types.h in 4.20, 5.10, 5.13 and 6.1 (what is flush_tlb_multi here has other names before 5.13)."""
+_BEHIND = 12
+"""Empty words behind those members, where the others are."""
+TLB = {"flush_tlb_user": "flush_tlb_local", "flush_tlb_kernel": "flush_tlb_global",
+       "flush_tlb_one_user": "flush_tlb_one_user", "io_delay": "io_delay"}  # fmt: skip
+"""Members of pv_ops, and the functions that they hold on bare hardware, without `native_`."""
+
 
 def wrapped(value: int) -> int:
     """As a signed 32-bit number."""
@@ -94,6 +114,23 @@ class KernelMaker:
         """Rows: site, type, length, clobbers."""
         form = "<IBBH" if self.bits == 32 else "<QBBH4x"
         return self.table(".parainstructions", b"".join(struct.pack(form, *row) for row in rows))
+
+    def pv_ops(self, **held: int) -> dict[str, int]:
+        """The object that 4.20 and later have, in the layout without PARAVIRT_XXL: the slots' addresses by member.
+
+        Members of ``held`` hold these; functions that flush TLBs are in theirs, which proves the layout.
+        """
+        fields = PV_OPS[max(since for since in PV_OPS if since <= tuple(map(int, self.release.split(".")))[:2])]
+        own = {
+            name: self.code(b"\xc3", f"native_{function}")
+            for name, function in TLB.items()
+            if name in fields and name not in held
+        }
+        places = [self.word({**own, **held}.get(name, 0)) for name in fields]
+        for _ in range(_BEHIND):
+            self.word(0)
+        self.symbols.append(("pv_ops", places[0], ".data"))
+        return dict(zip(fields, places, strict=True))
 
     def build(self) -> bytes:
         elf = ElfWriter(bits=self.bits)

@@ -122,7 +122,9 @@ def test_paravirt_sites_and_their_slots(tmp_path: Path, bits: int) -> None:
         shapes.append((kernel.code(body), 43, len(body), 7))
     kernel.paravirt(shapes)
     found = scanned(tmp_path, kernel.build())
-    assert not found.findings
+    (finding,) = found.findings
+    assert (finding.id, finding.severity, finding.address) == ("op-unknown", "warning", shapes[0][0])
+    assert dict(finding.details) == {"type": 43, "slot_address": slot, "sites": 4}
     assert [(s.address, s.length) for s in found.sites] == [(a, n) for a, _, n, _ in shapes]
     assert [s.detail.slot for s in found.sites if hasattr(s.detail, "slot")] == [slot] * 4
     assert all(s.op == "unknown" for s in found.sites)  # nothing names the slot: never a guess

@@ -223,10 +223,12 @@ def modern(release: str) -> tuple[KernelMaker, dict[str, int]]:
     function = kernel.code(b"\xc3", "native_flush_tlb_local")
     nothing = kernel.code(b"\xc3", "_paravirt_nop")
     bug = kernel.code(b"\x0f\x0b", "paravirt_BUG")
-    slots = [kernel.word(v, "pv_ops" if not i else None) for i, v in enumerate((function, nothing, 0))]
+    slots = kernel.pv_ops(flush_tlb_user=function, exit_mmap=nothing)
     places = {"function": function, "bug": bug}
     rows = []
-    for name, slot, kind in zip(("call", "nop", "empty"), slots, range(3), strict=True):
+    members = {"call": "flush_tlb_user", "nop": "exit_mmap", "empty": "tlb_remove_table"}
+    for kind, (name, member) in enumerate(members.items()):
+        slot = slots[member]
         places[name] = kernel.code(b"\xff\x15" + struct.pack("<I", slot))
         rows.append((places[name], kind, 6, 7))
     kernel.paravirt(rows)

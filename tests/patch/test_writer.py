@@ -28,8 +28,7 @@ CLI = [sys.executable, "-m", "vmipatch"]
 
 def kernel(size: int = 40) -> KernelMaker:
     made = KernelMaker(release="6.1.50")
-    function = made.code(b"\xc3", "native_flush_tlb_local")
-    slot = made.word(function, "pv_ops")
+    slot = made.pv_ops()["flush_tlb_user"]
     made.paravirt([(made.code(b"\xff\x15" + struct.pack("<I", slot)), 0, 6, 7) for _ in range(size)])
     body = made.replacement(b"\x0f\xae\xf0")
     made.alternatives("rel12", [(made.code(b"\x89\xc0\x89\xc0"), body, 26, 4, 3, {}) for _ in range(size)])

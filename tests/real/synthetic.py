@@ -21,14 +21,15 @@ TABLES = TEXT + 0x30000
 REPLACEMENTS = TEXT + 0x40000
 BANNER = b"Linux version 6.1.0-0-686 (vmipatch@example) (gcc 12) #1 SMP synthesised example\n\0"
 FUNCTIONS = 40
+MEMBERS = ("io_delay", "flush_tlb_local", "flush_tlb_global", "flush_tlb_one_user")
+"""What the first slots of pv_ops hold (asm/paravirt_types.h of 6.1), without `native_`."""
 SLOT = 3
 XMM = 0 * 32 + 25
 
 
 def build() -> bytes:
-    """Forty functions, each with a paravirt call, an alternative and a lock prefix, and one native function."""
-    native = b"\xfa\xc3"  # cli; ret
-    text = bytearray(native.ljust(16, b"\xcc"))
+    """Forty functions, each with a paravirt call, an alternative and a lock prefix, and the native functions."""
+    text = bytearray(b"\xc3" * len(MEMBERS) + b"\x0f\x0b\xc3").ljust(16, b"\xcc")
     paravirt, alternatives, locks, replacements = b"", b"", b"", b""
     for _ in range(FUNCTIONS):
         start = TEXT + len(text)
@@ -50,16 +51,23 @@ def build() -> bytes:
     elf = ElfWriter(bits=32, entry=TEXT)
     elf.section(".text", bytes(text), address=TEXT, flags="ax", align=4096)
     elf.section(".rodata", BANNER, address=RODATA, flags="a", align=4096)
-    elf.section(".data", struct.pack("<16I", *[TEXT] * 16), address=DATA, flags="aw", align=4096)
+    elf.section(
+        ".data",
+        struct.pack("<16I", *[TEXT + i for i in range(len(MEMBERS))], *[0] * 12),
+        address=DATA,
+        flags="aw",
+        align=4096,
+    )
     elf.section(".parainstructions", paravirt, address=TABLES, flags="a", align=4096)
     elf.section(".altinstructions", alternatives, address=TABLES + 0x1000, flags="a", align=4096)
     elf.section(".smp_locks", locks, address=TABLES + 0x2000, flags="a", align=4096)
     elf.section("__ksymtab", export, address=exports, flags="a", align=4096)
     elf.section("__ksymtab_strings", names, address=strings, flags="a", align=4096)
     elf.section(".altinstr_replacement", replacements, address=REPLACEMENTS, flags="ax", align=4096)
-    elf.symbol("native_irq_disable", TEXT, ".text", size=2)
-    elf.symbol("paravirt_BUG", TEXT + 2, ".text", size=1)
-    elf.symbol("_paravirt_nop", TEXT + 3, ".text", size=1)
+    for i, name in enumerate(MEMBERS):
+        elf.symbol(f"native_{name}", TEXT + i, ".text", size=1)
+    elf.symbol("paravirt_BUG", TEXT + len(MEMBERS), ".text", size=2)
+    elf.symbol("_paravirt_nop", TEXT + len(MEMBERS) + 2, ".text", size=1)
     return elf.build()
 
 

@@ -18,7 +18,7 @@ HOSTILE_FILE = os.fsdecode(b"a \"b'\\<script>\x01\n\xff\xed\xa0\x80.elf")
 HOSTILE_SYMBOL = b"<script>alert(1)</script>\"'&\\\x07\xff\xfe\xc3\x28"
 
 
-CALL_AT = 26
+CALL_AT = 30
 """Where the paravirt call of the hostile kernel stands, from its text's start."""
 
 
@@ -61,7 +61,7 @@ def hostile_kernel(folder: Path, bits: int, release: str = "6.1.0") -> Path:
     """A kernel with a lock, an alternative and a paravirt site, and with names nobody should trust."""
     maker = KernelMaker(bits=bits, release=release)
     maker.code(b"\x90" * 16)
-    slot = maker.word(maker.high + 0xC1000000, "pv_ops")
+    slot = maker.pv_ops()["flush_tlb_user"] if not release.startswith("2.") else maker.word(maker.high + 0xC1000000)
     lock = maker.code(b"\xf0\xff\x00" + b"\xc3", "HOSTILE_HOSTILE_HOSTILE_HOSTILE_HOS")
     site = maker.code(b"\x90" * 5 + b"\xc3", 'f"quoted"')
     if bits == 32:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from vmipatch.annotate import pvops
-from vmipatch.annotate.site import Paravirt, Site
-from vmipatch.annotate.tables import Code, Entry, FamilyScan, Layout, Reason, Table, scan_family
+from vmipatch.annotate.site import Detailed, Finding, Paravirt, Site
+from vmipatch.annotate.tables import MOST_FINDINGS, Code, Entry, FamilyScan, Layout, Reason, Table, scan_family
 from vmipatch.image import Image
 from vmipatch.isa import decode
 
 FAMILY = "parainstructions"
+
+UNKNOWN = "unknown"
+"""The op of a site of which nothing tells what it does."""
 
 MOST = 254
 """MAX_PATCH_LEN; a longer entry stops the kernel with a BUG."""
@@ -78,7 +82,7 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
             if slots is None:
                 slots = pvops.resolve(image)
             named = slots.name_of_slot(slot) if slot is not None else None
-            op = names[slot, kind] = named or slots.name_of_type(kind) or "unknown"
+            op = names[slot, kind] = named or slots.name_of_type(kind) or UNKNOWN
         detail = Paravirt(kind, slot, clobbers)
         return Site(FAMILY, address, length, op, code.section, table.name, entry.address, detail)
 
@@ -87,4 +91,26 @@ def scan(image: Image, layout: str | None = None) -> FamilyScan:
         names_itself = all(e.values[0] == entries[0].address for e in entries)
         return bool(entries) and (names_itself or all(e.values[2] == 0 for e in entries))
 
-    return scan_family(image, FAMILY, check, make, layout, sealed, strict)
+    tables, sites, findings = scan_family(image, FAMILY, check, make, layout, sealed, strict)
+    return tables, sites, findings + (_unknown(sites) if UNKNOWN in names.values() else [])
+
+
+def _unknown(sites: Sequence[Site]) -> list[Finding]:
+    """A finding for each slot and type that sites name and no layout does, at the first of these sites."""
+    groups: dict[tuple[int | None, int], list[Site]] = {}
+    for site in sites:
+        if site.op == UNKNOWN:
+            assert isinstance(site.detail, Paravirt)
+            groups.setdefault((site.detail.slot, site.detail.type), []).append(site)
+    found = []
+    for (slot, kind), group in islice(groups.items(), MOST_FINDINGS):
+        count = f"{len(group)} sites" if len(group) > 1 else "a site"
+        through = f"through the slot at {slot:#x}" if slot is not None else "whose bytes name no slot"
+        text = f"{count} of type {kind} {through}: no layout of paravirt_ops says what the call does"
+        details: dict[str, Detailed] = {"type": kind, "slot_address": slot, "sites": len(group)}
+        found.append(Finding("op-unknown", "warning", text, group[0].table, group[0].address, details=details))
+    if len(groups) > MOST_FINDINGS:
+        rest = sum(map(len, islice(groups.values(), MOST_FINDINGS, None)))
+        text = f"{rest} more sites, of {len(groups) - MOST_FINDINGS} more slots or types, do what nobody knows"
+        found.append(Finding("op-unknown", "warning", text, next(iter(groups.values()))[0].table))
+    return found

@@ -249,6 +249,15 @@ KINDS: Mapping[str, Kind] = _kinds(
         _ENTRY_HELP,
     ),
     Kind(
+        "op-unknown",
+        "Paravirt sites that do what nobody knows",
+        "warning",
+        "Entries of .parainstructions call through a slot that no layout of paravirt_ops knows, or whose function "
+        "contradicts the layout.",
+        "The image is not patched while such sites are in it; vmipatch patch --skip-unknown leaves them as they are. "
+        "A layout of the kernel's own headers (specs/pvops) names them.",
+    ),
+    Kind(
         "user-mode-linux",
         "User-mode Linux",
         "error",

@@ -279,7 +279,7 @@ def _refused(image: Image, scan: Scan, answers: Relocations, name: str, kernel: 
     """The planner's word, where nothing else was wrong."""
     try:
         target = OnRom(place(image, name, answers, SCAN_START))
-        plan(image, scan, target, kernel=kernel)
+        plan(image, scan, target, kernel=kernel, skip_unknown=True)
     except TableError:
         return  # among the findings of the scan already
     except PatchError as error:

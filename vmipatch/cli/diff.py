@@ -55,7 +55,7 @@ def diff(
     else:
         wanted = choose_target(native(cpu, features, cpus, opened, kernel), None, None, None, opened, found)
     seal = record is not None and record.sealed
-    planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal)
+    planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal, skip_unknown=True)
     rows = compare(opened, open_image(patched), found, planned)
     if html is not None:
         from vmipatch.report.html import render

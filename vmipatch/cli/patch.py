@@ -45,6 +45,10 @@ def patch(
     repack: Annotated[
         bool, typer.Option("--repack", help="Pack a bzImage again, which must fit; else OUT is the unpacked ELF.")
     ] = False,
+    skip_unknown: Annotated[
+        bool,
+        typer.Option("--skip-unknown", help="Leave paravirt sites as they are of which nobody knows what they do."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON (schema vmipatch.patch/1).")] = False,
 ) -> None:
     """Rewrite every site of a kernel image as the running kernel would, on bare hardware or on a VMI ROM.
@@ -69,7 +73,7 @@ def patch(
     if in_place and opened.compression is not None and not repack:
         raise UsageError(f"{image} is packed: its patched ELF needs a file of its own, give -o OUT (or --repack)")
     wanted = choose_target(native(cpu, features, cpus, opened, kernel), rom, rom_base, target, opened, found)
-    planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal)
+    planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal, skip_unknown=skip_unknown)
     if repack and not dry_run:
         progress("packing the kernel again: this takes some seconds")
     if dry_run or output is None:

@@ -59,7 +59,8 @@ class Plan:
 
     ``rules`` names the era of the kernel's patcher (a file of ``specs/kernels/``),
     ``nops`` its nop table; ``sites`` are those that each family's pass looked at; ``left``
-    counts those that are left for the kernel itself, which takes them for a fault once they are rewritten.
+    counts those that are left for the kernel itself, which takes them for a fault once they are rewritten;
+    ``skipped`` are those that keep their bytes because nobody knows what they do.
     """
 
     patches: tuple[Patch, ...]
@@ -69,6 +70,7 @@ class Plan:
     sites: Mapping[str, Sequence[Site]] = field(default_factory=dict, compare=False, repr=False)
     left: Mapping[str, int] = field(default_factory=dict, compare=False)
     runs: tuple[Run, ...] = ()
+    skipped: tuple[Site, ...] = ()
 
     def changes(self) -> dict[int, tuple[int, int, Patch]]:
         """Every byte that ends up different: virtual address to (old, new, the last patch that wrote it)."""

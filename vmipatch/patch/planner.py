@@ -9,6 +9,7 @@ from typing import NamedTuple
 from vmipatch.annotate import Scan, Site
 from vmipatch.annotate import scan as read_tables
 from vmipatch.annotate.family import AT_BOOT
+from vmipatch.annotate.parainstructions import UNKNOWN
 from vmipatch.annotate.site import Alternative
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import Image
@@ -29,6 +30,7 @@ KEEPING = ("altinstructions", "return_sites")
 
 
 ALTERNATIVES = "altinstructions"
+PARAVIRT = "parainstructions"
 
 FIVE_LEVELS = "LA57"
 """Not the kernel's own code but its decompressor goes over to five levels, by CPUID and its command line."""
@@ -49,7 +51,15 @@ class Seen(NamedTuple):
 NOTHING = Seen()
 
 
-def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = None, seal: bool = False) -> Plan:
+def plan(
+    image: Image,
+    scan: Scan,
+    target: Target,
+    *,
+    kernel: Version | None = None,
+    seal: bool = False,
+    skip_unknown: bool = False,
+) -> Plan:
     """What to write into an image: patches in the order in which the kernel makes them.
 
     With ``seal`` that is the text which the kernel leaves after its boot on the target, and the tables emptied so that
@@ -61,15 +71,32 @@ def plan(image: Image, scan: Scan, target: Target, *, kernel: Version | None = N
     disk: for bare hardware there is nothing to write to them.  Sites of families that ``scan`` has not read are
     read where a pass needs them.
 
+    Paravirt sites of which nobody knows what they do are refused, or with ``skip_unknown`` left as they are.
+
     Raises :class:`TableError` for the first thing that the scan found wrong with
     a table, :class:`PatchError` for a site that cannot be patched, and
     :class:`UsageError` for feature words that cannot be this kernel's.
     """
-    planned = _planned(image, scan, target, kernel, whole=seal)
-    if seal:
-        return _sealed(image, scan, planned, target)
-    homeless = slide.homeless(image, planned)
-    return _planned(image, scan, target, kernel, whole=False, kept=homeless) if homeless else planned
+    unknown = _unknown(image, scan, skip=skip_unknown)
+    planned = _planned(image, scan, target, kernel, whole=seal, skip_unknown=bool(unknown))
+    if not seal:
+        homeless = slide.homeless(image, planned)
+        if homeless:
+            planned = _planned(image, scan, target, kernel, whole=False, kept=homeless, skip_unknown=bool(unknown))
+    planned = replace(planned, skipped=tuple(unknown))
+    return _sealed(image, scan, planned, target) if seal else planned
+
+
+def _unknown(image: Image, scan: Scan, *, skip: bool) -> list[Site]:
+    """The paravirt sites that do what nobody knows; :class:`PatchError` unless they are to be skipped."""
+    sites = _sites(image, scan, PARAVIRT)
+    found = [site for site in sites if site.op == UNKNOWN]
+    if found and not skip:
+        raise PatchError(
+            f"nobody knows what {len(found)} of {len(sites)} paravirt sites do: --skip-unknown leaves them alone",
+            file=image.path, section=found[0].table, address=found[0].address,
+        )  # fmt: skip
+    return found
 
 
 def boot_plan(image: Image, scan: Scan, native: Native, *, kernel: Version | None = None, seen: Seen = NOTHING) -> Plan:
@@ -88,6 +115,7 @@ def _planned(
     *,
     whole: bool,
     kept: frozenset[int] = frozenset(),
+    skip_unknown: bool = False,
     seen: Seen = NOTHING,
 ) -> Plan:
     refuse_findings(image, scan)
@@ -147,6 +175,8 @@ def _planned(
         if kept:
             sites = [s for s in sites if s.address not in kept]
             left[family] = sum(s.address in kept for s in looked_at[family])
+        if skip_unknown:
+            sites = [s for s in sites if s.family != PARAVIRT or s.op != UNKNOWN]
         patches += one.patches(text, sites, boot)
     left = {family: count for family, count in left.items() if count}
     return Plan(tuple(patches), tuple(warnings), rules.name, nops.name, looked_at, left, tuple(runs))

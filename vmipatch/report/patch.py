@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from vmipatch.annotate import Scan
+from vmipatch.annotate import Scan, Site
+from vmipatch.annotate.site import Paravirt
 from vmipatch.image import Image
 from vmipatch.patch import Plan
 from vmipatch.patch.journal import Change
-from vmipatch.report.jsontext import dumps
+from vmipatch.report.jsontext import addressed, dumps
 from vmipatch.report.scan import image_record
+
+SHOWN = 20
+"""Skipped sites that the table shows; JSON has them all."""
 
 
 def _counts(scan: Scan, plan: Plan, changes: list[Change]) -> list[tuple[str, int, int, int]]:
@@ -24,6 +29,21 @@ def _counts(scan: Scan, plan: Plan, changes: list[Change]) -> list[tuple[str, in
         size[change.family] += len(change.new) // 2
     families = [*sites, *(f for f in runs if f not in sites)]
     return [(f, sites[f], runs[f], size[f]) for f in families]
+
+
+def _skipped(site: Site) -> dict[str, Any]:
+    assert isinstance(site.detail, Paravirt)
+    slot = site.detail.slot
+    return {
+        **addressed("address", site.address), "length": site.length, "type": site.detail.type,
+        **({} if slot is None else addressed("slot", slot)),
+    }  # fmt: skip
+
+
+def _type(site: Site) -> str:
+    assert isinstance(site.detail, Paravirt)
+    slot = site.detail.slot
+    return f"type {site.detail.type}" + (f" through the slot at {slot:#x}" if slot is not None else "")
 
 
 def as_json(image: Image, scan: Scan, plan: Plan, changes: list[Change], output: Path | None) -> None:
@@ -39,6 +59,7 @@ def as_json(image: Image, scan: Scan, plan: Plan, changes: list[Change], output:
             for f, sites, runs, size in _counts(scan, plan, changes)
         ],
         "left": dict(plan.left),
+        "skipped": [_skipped(site) for site in plan.skipped],
         "bytes_changed": sum(len(c.new) // 2 for c in changes),
         "changes": [
             {
@@ -67,6 +88,12 @@ def as_table(image: Image, scan: Scan, plan: Plan, changes: list[Change], output
     if plan.left:
         said = ", ".join(f"{count} of {family}" for family, count in plan.left.items())
         print(f"  left to the kernel, which patches them while it boots (--seal writes them too): {said}")
+    if plan.skipped:
+        print(f"  left as they are, since nobody knows what they do: {len(plan.skipped)} sites")
+        for site in plan.skipped[:SHOWN]:
+            print(f"    {site.address:#x}, {site.length} bytes, {_type(site)}")
+        if len(plan.skipped) > SHOWN:
+            print(f"    and {len(plan.skipped) - SHOWN} more, all of them in --json")
     total = sum(len(c.new) // 2 for c in changes)
     print(f"{total} bytes changed; {f'wrote {output} and its journal' if output else 'nothing written'}")
     sys.stdout.flush()

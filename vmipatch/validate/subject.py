@@ -84,7 +84,7 @@ def sites(image: Image, scan: Scan, target: OnRom, abi: Abi, stubs: Mapping[str,
 
     ``stubs``: linear addresses of the ROM's stubs by call.
     """
-    planned = plan(image, scan, target)
+    planned = plan(image, scan, target, skip_unknown=True)
     native = _native(image, scan)
     names: dict[str, list[str]] = facts.load("tables", "vmi")["paravirt_calls"]
     found = []
@@ -117,7 +117,7 @@ def _native(image: Image, scan: Scan) -> Mapping[int, bytes]:
     if not any(s.family == SLOTTED for s in scan.sites):
         return {}
     try:
-        planned = plan(image, scan, Native(from_spec("pentium3", image.version)))
+        planned = plan(image, scan, Native(from_spec("pentium3", image.version)), skip_unknown=True)
     except VmipatchError:
         return {}  # the slot's function is the reference then
     return {p.address: p.new for p in planned.patches if p.cause.family == SLOTTED}

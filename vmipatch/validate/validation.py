@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmipatch.annotate import Scan, scan
+from vmipatch.annotate.parainstructions import UNKNOWN
 from vmipatch.errors import ImageError, RomError, UsageError
 from vmipatch.image import Image, open_image
 from vmipatch.patch import OnRom, apply, plan
@@ -30,8 +31,6 @@ GUEST_END = "vmi-guest: done"
 MOMENTS = 5
 STATES = 8
 ANNOTATED = ("vmi", "parainstructions", "afterburn")
-UNKNOWN = "unknown"
-"""The op of a site that names no slot or call that is known."""
 CALLABLE = (1, 2)
 PATIENCE = 10, 500_000_000
 """A boot on a ROM may take so many times the native one's instructions, and so many more."""
@@ -265,5 +264,6 @@ def patched_kernel(prepared: Prepared) -> bytes:
     """The image with its sites rewritten for the ROM, as ``vmipatch patch --rom`` writes it."""
     with tempfile.TemporaryDirectory(prefix="vmipatch-") as folder:
         target = Path(folder) / "patched"
-        apply(prepared.image, plan(prepared.image, prepared.scan, prepared.target), target)
+        planned = plan(prepared.image, prepared.scan, prepared.target, skip_unknown=True)
+        apply(prepared.image, planned, target)
         return target.read_bytes()
