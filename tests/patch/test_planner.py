@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.kernelmaker import KernelMaker
-from vmipatch.annotate import scan
+from vmipatch.annotate import Site, scan
+from vmipatch.annotate.site import Paravirt
 from vmipatch.errors import PatchError, TableError, UsageError
 from vmipatch.image import open_image
 from vmipatch.patch import Native, Plan, plan
 from vmipatch.patch.cpu import Cpu
+from vmipatch.patch.passes import Boot
+from vmipatch.patch.passes.paravirt import ParavirtCalls
 from vmipatch.patch.rules import eras
+from vmipatch.patch.text import Text
 
 FEATURE, ABSENT = 26, 27
 
@@ -202,7 +206,8 @@ def test_inverted_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("release", "layout", "words", "byte"), [
-    ("2.6.18", "abs32", 7, 0x90), ("2.6.32.9", "abs32", 9, 0x3E),
+    ("2.6.18", "abs32", 7, 0x90), ("2.6.27", "abs32", 8, 0x90), ("2.6.28", "abs32", 9, 0x3E),
+    ("2.6.32.9", "abs32", 9, 0x3E),
     ("3.16.7", "rel32", 11, 0x3E), ("6.1.50", "rel32", 24, 0x3E),
 ])  # fmt: skip
 def test_locks_go_on_one_cpu_between_the_bounds(
@@ -454,3 +459,25 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
     assert caught.value.section == ".altinstructions"
     assert caught.value.address
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("release", "op", "body"), [
+    # native_patch of arch/i386/kernel/paravirt.c in 2.6.22 and 2.6.23, whatever the slot holds.
+    ("2.6.22", "paravirt_ops.pte_val", ""), ("2.6.23.1", "paravirt_ops.make_pmd", ""),
+    # DEF_NATIVE of arch/x86/kernel/paravirt_patch_32.c: `sti; sysexit`, under the name of 2.6.25 and 2.6.26.
+    ("2.6.25", "pv_cpu_ops.irq_enable_syscall_ret", "fb0f35"),
+    ("2.6.26.2", "pv_cpu_ops.irq_enable_syscall_ret", "fb0f35"),
+    ("2.6.24", "pv_cpu_ops.irq_enable_sysexit", "fb0f35"), ("2.6.27", "pv_cpu_ops.irq_enable_sysexit", "fb0f35"),
+])  # fmt: skip
+def test_native_code_that_few_releases_have(tmp_path: Path, release: str, op: str, body: str) -> None:
+    kernel = KernelMaker(release=release)
+    slot = kernel.word(kernel.code(b"\xc3"))
+    address = kernel.code(b"\xff\x15" + slot.to_bytes(4, "little"))
+    path = tmp_path / "vmlinux"
+    path.write_bytes(kernel.build())
+    image = open_image(path)
+    site = Site("parainstructions", address, 6, op, ".text", ".parainstructions", 0, Paravirt(1, slot, 7))
+    rules = next(era for era in reversed(eras()) if era.since <= (image.version or ()))
+    boot = Boot(image, rules, rules.nop_table(cpu(8), 32), Native(cpu(8)))
+    (patch,) = ParavirtCalls().patches(Text(image), [site], boot)
+    assert patch.new == bytes.fromhex(body) + boot.nops.fill(6 - len(body) // 2)

@@ -111,7 +111,7 @@ _WORDS: Mapping[str, frozenset[str] | None] = {
     "callthunks": frozenset(("most", "templates", "skip", "skip_ranges")),
     "locks": frozenset(("byte", "bounds")),
     "paravirt": frozenset((
-        "mode", "default", "clobbers", "null", "nop", "identity32", "identity64", "jump",
+        "mode", "default", "clobbers", "null", "nop", "nothing", "identity32", "identity64", "jump",
         "inline32", "inline64", "only",
     )),
     "paravirt.inline32": _ANY,

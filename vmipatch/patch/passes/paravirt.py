@@ -74,6 +74,8 @@ def _replacement(
         only = how.get("only", {}).get(site.op)
         if only is None or (slot is not None and is_one_of(image, function_in(image, slot), only)):
             return native, "native instructions"
+    if site.op in how.get("nothing", ()):
+        return b"", "gives back what it is passed"
     if how.get("default") == "leave" or slot is None:
         return None, "left as an indirect call"
     function = function_in(image, slot)
