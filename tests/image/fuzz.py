@@ -32,6 +32,7 @@ from elfwriter import ElfWriter  # noqa: E402
 from kallsyms_writer import build, symbols  # noqa: E402
 from pe_writer import program  # noqa: E402
 
+from tests.barekernel import bare as bare_kernel  # noqa: E402
 from vmipatch.annotate import scan  # noqa: E402
 from vmipatch.errors import VmipatchError  # noqa: E402
 from vmipatch.image import open_image  # noqa: E402
@@ -90,6 +91,8 @@ def seeds() -> list[Seed]:
         ko.symbol("y", 8, ".data").relocation(".text", 8, 2, "x", -4).relocation(".data", 8, 1, "y")
         ko.section(".modinfo", b"vermagic=6.1.0 SMP\0", flags="a")
         found.append(Seed("module", ko.build()))
+    old = bare_kernel("2.6.21", None, base=0xC1000000)
+    found += [Seed("bzimage", old.bzimage()), Seed("bare", old.memory + old.tail)]
     first, long = found[0].data, found[3].data
     for format in ("bzip2", "xz", "lzma", "lz4", "zstd"):
         found.append(Seed("bzimage", bzimage(compress(first, format))))
@@ -145,7 +148,7 @@ def exercise(path: Path, base: int | None = None) -> bool:
         for _ in itertools.islice(image.symbols.all(), 5000):
             pass
         _ = image.banner, image.version, image.relocations, image.symbols.sources, image.kind
-        if image.container != "raw":
+        if image.sections:
             scan(image, ["bug_table", "smp_locks"])
         for relocation in image.module_relocations():
             image.relocation_at(relocation.address)

@@ -50,7 +50,8 @@ def test_raw_memory(tmp_path: Path, base: int, bits: int, page_offset: int | Non
     tables = build(symbols(300, base), bits=bits, addresses="relative", era="6.4")
     data = tables + b"Linux version 6.9.3 (x)\n\0"
     image = raw(tmp_path, data, base)
-    assert (image.container, image.bits, image.sections) == ("raw", bits, ())
+    assert (image.container, image.bits, image.reconstructed) == ("raw", bits, True)
+    assert sum(s.size for s in image.sections) == len(data)
     assert image.read(base + 4, 8) == data[4:12]
     assert image.offset_of(base + 9) == 9
     assert image.address_of(9) == base + 9

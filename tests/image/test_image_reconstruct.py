@@ -18,10 +18,12 @@ LOCK = bytes.fromhex("F00FB10B")
 COUNT = 60
 
 
-def kernel(bits: int, bounds: dict[str, tuple[int, int]], *, locks: bool = True, reader: int = 0x70) -> bytes:
+def kernel(
+    bits: int, bounds: dict[str, tuple[int, int]], *, locks: bool = True, reader: int = 0x70, rest: str = "after"
+) -> bytes:
     """A kernel of COUNT locked instructions; ``bounds`` are names of symbols at the two ends of parts.
 
-    ``reader`` is the size of the function that reads the table.
+    ``reader`` is the size of the function that reads the table, ``rest`` the name of the one behind it.
     """
     top, size = TOP[bits], 0x8000
     text = bytearray(b"\x90" * size)
@@ -32,12 +34,12 @@ def kernel(bits: int, bounds: dict[str, tuple[int, int]], *, locks: bool = True,
     table = random.Random(1).randbytes(4096 if not locks else 0) or entries + bytes(-len(entries) % 4096)
     rows: list[Symbol] = [(top, "T", "_text"), (top + size, "T", "_etext")]
     rows += [(top + 0x100 * n, "t", f"function_{n}") for n in range(1, size // 0x100)]
-    rows += [(top + 0x2010, "T", "alternatives_smp_module_add"), (top + 0x2010 + reader, "T", "after")]
+    rows += [(top + 0x2010, "T", "alternatives_smp_module_add"), (top + 0x2010 + reader, "T", rest)]
     rows += [(top + 16 * n, "t", f"filler_{n}") for n in range(0x300, 0x500)]
     for start, end in bounds.items():
         rows += [(end[0], "R", start), (end[1], "R", start + "_end")]
     rows.sort()
-    rows = [r for r in rows if not (r[2].startswith("filler") and top + 0x2010 < r[0] < top + 0x2010 + reader)]
+    rows = [r for r in rows if not (r[2].startswith("filler") and top + 0x2010 < r[0] < top + 0x2010 + 0x80)]
     symbols = build(rows, bits=bits, addresses="relative", era="6.4")
     elf = ElfWriter(bits=bits)
     elf.section(".text", bytes(text), address=top, flags="ax", align=4096)
@@ -88,6 +90,13 @@ def test_a_reader_that_only_returns_wants_no_table(tmp_path: Path) -> None:
     image = open_image(path)
     assert image.symbols.lookup("alternatives_smp_module_add") == TOP[64] + 0x2010
     assert scan(image).findings == ()
+
+
+def test_a_reader_that_the_compiler_split_wants_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(kernel(64, {}, locks=False, reader=0x10, rest="alternatives_smp_module_add.part.0"))
+    (finding,) = [f for f in scan(open_image(path)).findings if f.section == ".smp_locks"]
+    assert (finding.id, finding.address) == ("table-missing", TOP[64] + 0x2020)
 
 
 def bundle(memory: bytes) -> bytes:

@@ -7,6 +7,7 @@ so that every later reader finds it there.  Imports annotate.hidden, annotate.ta
 
 from __future__ import annotations
 
+import struct
 from fnmatch import fnmatchcase
 from math import gcd
 
@@ -43,9 +44,10 @@ def locate(image: Image, family: str, check: Check, strict: Check) -> None:
     for layout in form.layouts:
         if layout.bits not in (0, image.bits):
             continue
-        ascending = bool(spec.get("ascending"))
-        follows = _validator(layout, image.bits, check, ascending=ascending)
-        valid = _validator(layout, image.bits, _in_code(image, strict), ascending=ascending)
+        ascending = layout.name in spec.get("ascending", ())
+        unpadded = _validator(layout, image.bits, check, ascending=ascending)
+        follows = _padded(layout, unpadded)
+        valid = _padded(layout, _validator(layout, image.bits, _in_code(image, strict), ascending=ascending))
         for section in image.sections:
             if not hidden.unknown(section):
                 continue
@@ -59,6 +61,9 @@ def locate(image: Image, family: str, check: Check, strict: Check) -> None:
                 continue
             start, size = run[0], run[1] * layout.size
             end = start + size - origin
+            if layout.tail and end + layout.size <= len(data) and unpadded(start + size, data, end):
+                # The last entry lacks its padding: the next section begins there.
+                size, end = size + layout.size - layout.tail, end + layout.size - layout.tail
             # The linker fills the last page with zeros.
             fill = -(start + size) % spec.get("fill", 1)
             if fill and end + fill <= len(data) and not any(data[end : end + fill]):
@@ -79,6 +84,29 @@ def _in_code(image: Image, strict: Check) -> Check:
         return strict(layout, values)
 
     return check
+
+
+def _padded(layout: Layout, valid: hidden.Valid) -> hidden.Valid:
+    """The same, of entries whose padding is zero: by that they differ from a table of addresses, such as kallsyms'."""
+    padding = _padding(layout)
+    if not padding:
+        return valid
+
+    def padded(start: int, data: bytes, at: int) -> bool:
+        return not any(data[at + offset] for offset in padding) and valid(start, data, at)
+
+    return padded
+
+
+def _padding(layout: Layout) -> tuple[int, ...]:
+    """The offsets of the bytes of an entry that belong to no field."""
+    offsets: list[int] = []
+    at = 0
+    for code in layout.form.format.lstrip("<"):
+        if code == "x":
+            offsets.append(at)
+        at += struct.calcsize("<" + code)
+    return tuple(offsets)
 
 
 def _validator(layout: Layout, bits: int, check: Check, *, ascending: bool) -> hidden.Valid:

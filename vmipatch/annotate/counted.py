@@ -34,11 +34,16 @@ def scan(image: Image, family: str, layout: str | None = None) -> FamilyScan:
         place = image.section_at(fixup)
         return code.executable(instr, 1) if place is not None and place.exec else hidden.OUTSIDE
 
+    def within(layout: Layout, values: tuple[int, ...]) -> Reason | None:
+        # Tables of functions are pairs of addresses too; what may fault stands within a function.
+        named = image.symbols.at(values[0])
+        return fixed(layout, values) if named is None or named[1] else hidden.OUTSIDE
+
     check = bugs.checker(image) if family == bugs.FAMILY else executable
     if family == bugs.FAMILY:
         bycontent.locate(image, family, check, check)
     elif family == "ex_table":
-        bycontent.locate(image, family, fixed, fixed)
+        bycontent.locate(image, family, fixed, within)
     tables, findings = [], []
     for table in find_tables(image, form):
         found, why, where = choose(table, form, image.bits, guarded(check), layout)

@@ -39,7 +39,8 @@ def missing(image: Image, tables: Iterable[TableInfo], families: Iterable[str]) 
     ``specs/tables``).  Without the table nothing can be said of the bytes of its sites; that they changed proves
     nothing.
     """
-    if not image.reconstructed or image.kind != "linux":
+    bare = not image.sections and not image.symbols.sources
+    if not (image.reconstructed or bare) or image.kind != "linux":
         return []
     found = {t.family for t in tables}
     result = []
@@ -48,8 +49,9 @@ def missing(image: Image, tables: Iterable[TableInfo], families: Iterable[str]) 
         reader = spec.get("reader")
         if family in found or reader is None:
             continue
-        address = image.symbols.lookup(reader)
-        if address is None or _is_stub(image, address):
+        places = (image.symbols.lookup(reader + part) for part in _PARTS)
+        address = next((a for a in places if a is not None and not _is_stub(image, a)), None)
+        if address is None:
             continue
         text = f"the kernel has {reader}, which reads this table, and it is found neither by symbols nor by content"
         result.append(Finding("table-missing", "warning", text, spec["sections"][0], address))
@@ -64,6 +66,9 @@ def _is_stub(image: Image, address: int) -> bool:
     named = image.symbols.at(address + _STUB)
     return named is None or named[1] != _STUB
 
+
+_PARTS = ("", ".part.0")
+"""gcc may split a function and leave one that returns or jumps to the rest."""
 
 _STUB = 64
 """Bytes that no empty function has with its padding, and each of the readers has."""

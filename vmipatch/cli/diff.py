@@ -40,6 +40,7 @@ def diff(
     journal names, unless --cpu or --features say otherwise.  Exit status 1 if a
     site holds something else.
     """
+    from vmipatch.errors import ImageError
     from vmipatch.image import open_image
     from vmipatch.patch.compare import compare
     from vmipatch.patch.journal import path_of, read
@@ -56,7 +57,14 @@ def diff(
         wanted = choose_target(native(cpu, features, cpus, opened, kernel), None, None, None, opened, found)
     seal = record is not None and record.sealed
     planned = plan(opened, found, wanted, kernel=parse(kernel), seal=seal, skip_unknown=True)
-    rows = compare(opened, open_image(patched), found, planned)
+    try:
+        written = open_image(patched)
+    except ImageError:
+        # Of a kernel that is bare memory the patched one is that too, unless it was packed again.
+        if opened.bare_base is None:
+            raise
+        written = open_image(patched, base=opened.bare_base)
+    rows = compare(opened, written, found, planned)
     if html is not None:
         from vmipatch.report.html import render
         from vmipatch.report.pages import diff_page

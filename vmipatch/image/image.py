@@ -13,7 +13,7 @@ from os import PathLike
 
 from vmipatch.ahead import Ahead
 from vmipatch.errors import AddressError, ImageError
-from vmipatch.image import banner, kaslr, kind, origins, pageoffset, reconstruct
+from vmipatch.image import banner, elf, kaslr, kind, origins, pageoffset, reconstruct
 from vmipatch.image.bzimage import Payload
 from vmipatch.image.kaslr import Relocations
 from vmipatch.image.model import AddressMap, Section, SectionMap, Segment, no_bytes
@@ -35,7 +35,8 @@ class Image:
     ``bits``        32 or 64;
     ``data``        the ELF file (unpacked; with what follows it in a bzImage's
                     payload) or the raw memory; offsets count here;
-    ``elf_size``    the length of the ELF file in ``data``, 0 if it is none;
+    ``elf_size``    the length of the ELF file in ``data``, 0 if it is none; of bare memory that a relocation
+                    table follows the length of that memory;
     ``entry``       the ELF file's entry point, 0 if there is none;
     ``undefined``   the symbols that a module wants from elsewhere;
     ``reconstructed`` the file has no section headers: :attr:`sections` are made
@@ -306,6 +307,16 @@ class Image:
         if found is None:
             raise ImageError("PAGE_OFFSET is not found", file=self.path)
         return found
+
+    @property
+    def bare_base(self) -> int | None:
+        """Where :attr:`data` begins in virtual memory if it is bare memory that no header describes, else None.
+
+        ``patch`` writes such data as it is: its output is opened with this base.
+        """
+        if self.container == "module" or len(self.segments) != 1 or self.data[:4] == elf.MAGIC:
+            return None
+        return self.segments[0].address - self.segments[0].offset
 
     # Relocations
 

@@ -60,13 +60,20 @@ Place = Callable[[int], int | None]
 
 
 class Kallsyms:
-    """The decoded table; ``addresses`` are virtual and ascending."""
+    """The decoded table; ``addresses`` are virtual and ascending, ``extent`` where it lies: offsets into the image."""
 
     def __init__(
-        self, addresses: list[int], names: bytes, starts: list[int], tokens: list[str], orders: Iterable[bytes] = ()
+        self,
+        addresses: list[int],
+        names: bytes,
+        starts: list[int],
+        tokens: list[str],
+        orders: Iterable[bytes] = (),
+        extent: range = range(0),
     ) -> None:
         """``orders`` are what may be the symbols' numbers in order of name, three bytes each."""
         self.addresses = addresses
+        self.extent = extent
         self._names = names
         self._starts = starts
         self._tokens = tokens
@@ -211,15 +218,17 @@ def _around(
     longest = max(map(len, tokens))
     for markers_at, markers in islice(_markers(data, table, long), _MAX_MARKERS):
         for count_at, names_at, starts in _names(data, markers_at, markers, long):
-            addresses = _addresses(data, bits, place, len(starts) - 1, count_at, index_end)
-            if addresses is None:
+            found = _addresses(data, bits, place, len(starts) - 1, count_at, index_end)
+            if found is None:
                 continue
+            addresses, lies = found
             names = data[names_at:markers_at]
             if longest * len(names) > _MAX_EXPANDED and sum(len(tokens[n]) for n in names) > _MAX_EXPANDED:
                 continue
             places = _order_places(markers_at, len(markers), len(addresses), index_end, long)
             orders = (data[at : at + 3 * len(addresses)] for at in places)
-            return Kallsyms(addresses, names, starts, tokens, orders)
+            extent = range(min(lies.start, count_at), max(lies.stop, index_end))
+            return Kallsyms(addresses, names, starts, tokens, orders, extent)
     return None
 
 
@@ -324,8 +333,8 @@ def _starts(names: bytes, count: int, markers: tuple[int, ...]) -> list[int] | N
 
 def _addresses(
     data: bytes | mmap, bits: int, place: Place, count: int, count_at: int, index_end: int
-) -> list[int] | None:
-    """The addresses, from in front of the number of symbols or from behind the token index."""
+) -> tuple[list[int], range] | None:
+    """The addresses, from in front of the number of symbols or from behind the token index; where they lie."""
     long = bits // 8
     offsets_size = -(-4 * count // long) * long
     behind = -(-index_end // long) * long
@@ -338,13 +347,15 @@ def _addresses(
             continue
         found = _relative(data, bits, count, offsets_at, base_at)
         if found is not None:
-            return found
+            return found, range(offsets_at, base_at + long)
     for start in (count_at - long * count, behind):
         if start >= 0 and start + long * count <= len(data):
             values = _words(data, start, start + long * count, long).tolist()
             if values == sorted(values) and _LOWEST[bits] <= values[count // 2] and values[0] < values[-1]:
-                return values
-    return _self_relative(data, bits, place, count, -(-index_end // 4) * 4)
+                return values, range(start, start + long * count)
+    at = -(-index_end // 4) * 4
+    found = _self_relative(data, bits, place, count, at)
+    return None if found is None else (found, range(at, at + 4 * count))
 
 
 def _self_relative(data: bytes | mmap, bits: int, place: Place, count: int, offsets_at: int) -> list[int] | None:

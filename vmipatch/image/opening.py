@@ -12,7 +12,7 @@ from mmap import ACCESS_READ, mmap
 from os import PathLike, fspath
 
 from vmipatch.errors import ImageError
-from vmipatch.image import bundled, bzimage, decompress, elf, kallsyms, module, pe, raw, reconstruct, symtab
+from vmipatch.image import bundled, bzimage, decompress, elf, kallsyms, kaslr, module, pe, raw, reconstruct, symtab
 from vmipatch.image.image import Image
 from vmipatch.image.model import AddressMap, Section, Segment, without_data
 
@@ -36,9 +36,14 @@ def open_image(path: StrPath, *, base: int | None = None, system_map: StrPath | 
     file = _map(name)
     if base is not None:
         bits, segment = raw.segment(base, len(file), file=name)
+        # No kernel is larger: a dump of a whole memory is not searched for one.
+        table = None
+        if len(file) <= decompress.MAX_UNPACKED:
+            table = kallsyms.find(file, bits, [(0, len(file))], lambda offset: base + offset)
         return Image(
-            path=name, container="raw", bits=bits, data=file, file=file, segments=(segment,),
-            system_map=system_map,
+            path=name, container="raw", bits=bits, data=file, file=file, segments=(segment,), system_map=system_map,
+            sections=reconstruct.memory(file, segment, bits, table) if table is not None else (),
+            reconstructed=table is not None,
         )  # fmt: skip
     if file[:4] == elf.MAGIC:
         return _elf(name, file, file, system_map)
@@ -152,15 +157,19 @@ def _bzimage(name: str, file: mmap, system_map: StrPath | None) -> Image:
 def _payload(name: str, file: mmap, payload: bzimage.Payload, data: bytes, system_map: StrPath | None) -> Image:
     if data[:4] == elf.MAGIC:
         return _elf(name, file, data, system_map, payload.compression, payload)
-    # An old kernel's payload is its bare memory, whose address its own symbols know.
+    # An old kernel's payload is its bare memory, whose address its own symbols know; of a relocatable one the
+    # table of what moves follows.
     for bits in (32, 64):
         table = kallsyms.find(data, bits, [(0, len(data))], lambda _: None)
         if table is not None:
             base = table.addresses[0] - table.addresses[0] % _OLD_ALIGN
-            _, segment = raw.segment(base, len(data), file=name)
+            size = kaslr.start(data, base) if bits == 32 else len(data)
+            _, segment = raw.segment(base, size, file=name)
+            sections = reconstruct.memory(data, segment, bits, table)
             return Image(
-                path=name, container=payload.container, bits=bits, data=data, file=file, segments=(segment,),
-                compression=payload.compression, payload=payload, system_map=system_map,
+                path=name, container=payload.container, bits=bits, data=data, file=file, sections=sections,
+                segments=(segment,), compression=payload.compression, payload=payload,
+                elf_size=size if size < len(data) else 0, system_map=system_map, reconstructed=True,
             )  # fmt: skip
     raise ImageError(
         "the payload is no ELF file and has no symbols that tell its address (unpack it and give its base)",

@@ -9,6 +9,7 @@ adds them here.  Imports facts and its sisters in ``image/``.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,9 +19,15 @@ from mmap import mmap
 from vmipatch import facts
 from vmipatch.image.kallsyms import Kallsyms
 from vmipatch.image.model import SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_PROGBITS, Section, Segment
+from vmipatch.image.search import find_all
 
 _START, _STOP = "__start_", "__stop_"
 _EXPORTS, _MAX_NAME = ("__ksymtab", "__ksymtab_gpl"), 512
+# Of exports that are found by content: the names that they can have, how many there must be, and how many places of a
+# name, and of a pointer to it, are looked at.
+_NAME = re.compile(rb"(?<!\w)[A-Za-z_]\w{0,511}\0")
+_LEAST_EXPORTS, _MAX_PLACES = 8, 32
+_MOST_EXPORTS = 1 << 20  # bytes
 
 
 def sections(data: bytes | mmap, segments: tuple[Segment, ...], symbols: Kallsyms | None) -> tuple[Section, ...]:
@@ -45,6 +52,21 @@ def sections(data: bytes | mmap, segments: tuple[Segment, ...], symbols: Kallsym
         names = _export_names(data, found)
         if names is not None:
             found = list(add(found, names))
+    return tuple(replace(s, index=i) for i, s in enumerate(sorted(found, key=lambda s: s.address), 1))
+
+
+def memory(data: bytes | mmap, segment: Segment, bits: int, symbols: Kallsyms) -> tuple[Section, ...]:
+    """Sections of a kernel before 2.6.26 that is bare memory: those of :func:`sections`, kallsyms, and the exports.
+
+    Such a kernel's symbols are those of its code alone, and only its exports name the paravirt objects in its data.
+    Its kallsyms are addresses of code one behind the other, as some tables are, and must not be taken for one.
+    """
+    found = list(sections(data, (segment,), symbols))
+    start = segment.address + symbols.extent.start - segment.offset
+    found = list(add(found, Section(".kallsyms", start, 0, len(symbols.extent), SHF_ALLOC, SHT_PROGBITS)))
+    if not any(s.name in _EXPORTS for s in found):
+        for part in _exports_by_content(data, segment, bits // 8):
+            found = list(add(found, part))
     return tuple(replace(s, index=i) for i, s in enumerate(sorted(found, key=lambda s: s.address), 1))
 
 
@@ -106,6 +128,45 @@ def _export_names(data: bytes | mmap, found: list[Section]) -> Section | None:
         if stop > last:
             return Section("__ksymtab_strings", low, 0, high + stop + 1 - last - low, SHF_ALLOC, SHT_PROGBITS)
     return None
+
+
+def _exports_by_content(data: bytes | mmap, segment: Segment, long: int) -> Iterator[Section]:
+    """All tables of exports, which follow each other, and their names: two longs an entry, the value and the name.
+
+    Begun at the entry of a function that every kernel exports, and followed to both ends
+    (include/linux/module.h and include/asm-generic/vmlinux.lds.h of 2.6.21 to 2.6.25).
+    """
+    start, size = segment.offset, segment.file_size
+
+    def name_at(entry: int) -> int | None:
+        """The offset of an entry's name, if the entry can be one."""
+        value, name = (int.from_bytes(data[entry + i * long : entry + i * long + long], "little") for i in (0, 1))
+        at = name - segment.address
+        if not value or not 0 < at < size:
+            return None
+        return start + at if _NAME.match(data, start + at) else None
+
+    for name in facts.load("images", "sections")["exported"]:
+        for string in find_all(data, b"%s\0" % name.encode(), start, start + size, limit=_MAX_PLACES):
+            address = segment.address + string - start
+            for field in find_all(data, address.to_bytes(long, "little"), start, start + size, limit=_MAX_PLACES):
+                first = last = field - long
+                if (first - start) % long:
+                    continue
+                low, high = max(start, field - _MOST_EXPORTS), min(start + size, field + _MOST_EXPORTS)
+                while first - 2 * long >= low and name_at(first - 2 * long) is not None:
+                    first -= 2 * long
+                while last + 2 * long <= high and name_at(last) is not None:
+                    last += 2 * long
+                places = [at for entry in range(first, last, 2 * long) if (at := name_at(entry)) is not None]
+                if len(places) < _LEAST_EXPORTS:
+                    continue
+                low, high = min(places), max(places)
+                high = data.find(b"\0", high) + 1
+                move = segment.address - start
+                yield Section(_EXPORTS[0], first + move, 0, last - first, SHF_ALLOC, SHT_PROGBITS)
+                yield Section("__ksymtab_strings", low + move, 0, high - low, SHF_ALLOC, SHT_PROGBITS)
+                return
 
 
 def _part(name: str, start: int | None, end: int | None, flags: int) -> Iterator[Section]:
