@@ -1,4 +1,4 @@
-"""An i386 kernel as the bzImages of 2.6.21 to 2.6.25 hold it: bare memory, no ELF header, no section headers.
+"""An i386 kernel of 2.6.21 to 2.6.38, as bare memory (as the bzImages up to 2.6.25 hold it) or as an ELF file.
 
 Parts in the order of arch/i386/kernel/vmlinux.lds.S (2.6.21) and arch/x86/kernel/vmlinux_32.lds.S (2.6.24); symbols of
 the code alone, as scripts/kallsyms.c leaves them without CONFIG_KALLSYMS_ALL; exports as include/linux/module.h makes
@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass, field
 
 from tests.annotate.paravirt_words import Words
+from tests.elfwriter import ElfWriter
 from tests.image.bzimage_writer import bzimage, compress
 from tests.image.kallsyms_writer import build
 
@@ -43,6 +44,14 @@ class Bare:
         """A bzImage of protocol 2.06, whose header does not say where its payload is."""
         return bzimage(compress(self.memory + self.tail, "gzip"), protocol=0x206, declared=False)
 
+    def elf(self) -> bytes:
+        """An ELF file without symbol table, as the bzImages from 2.6.26 on hold it."""
+        elf = ElfWriter(bits=32)
+        for name, (at, size) in self.parts.items():
+            flags = "ax" if "text" in name or "replacement" in name else "aw" if "data" in name else "a"
+            elf.section(name, self.memory[at : at + size], address=self.base + at, flags=flags, align=4)
+        return elf.build()
+
 
 def bare(
     release: str,
@@ -69,6 +78,7 @@ def bare(
     # Places first: the data stands behind the code that names it.
     members = dict(words.numbers) if words else {}
     objects = words.sizes if words else {"paravirt_ops": 40}
+    version = tuple(map(int, release.split(".")))
     functions = [NOP, *dict.fromkeys(f"native_{m}" for m in members.values())]
     text, data_at, init, size = base + 0x400, base + 0x20000, base + 0x30000, 0x8000
     symbols = [(text, "T", "_stext"), (base + size, "A", "_etext"), (init, "T", "_sinittext")]
@@ -156,19 +166,25 @@ def bare(
     part(".data", bytes(data).ljust(0x8000, b"\0"), 0x20000)
     if smp:
         # 2.6.21 to 2.6.25 do not fill the table's last page: what follows is aligned to one.
-        part(".smp_locks", b"".join(struct.pack("<I", lock) for lock in locks), 0x1000)
-        pointers += [(base + made.parts[".smp_locks"][0] + 4 * n, lock) for n, lock in enumerate(locks)]
+        start = base + len(out) + -len(out) % 0x1000
+        relative = version >= (2, 6, 34)
+        rows_of = [struct.pack("<i", lock - start - 4 * n) for n, lock in enumerate(locks)]
+        if not relative:
+            rows_of = [struct.pack("<I", lock) for lock in locks]
+        part(".smp_locks", b"".join(rows_of), 0x1000)
+        if not relative:
+            pointers += [(start + 4 * n, lock) for n, lock in enumerate(locks)]
     part(".init.text", bytes(late), 0x10000)
     # A table of functions, which looks like tables of sites: 0xC10303xx is a site of 3 bytes with 3 to replace them.
     calls = b"".join(struct.pack("<I", init + 16 * n) for n in range(1, 0x100))
     part(".init.data", dice.randbytes(0x400) + calls)
     start = base + len(out)
     # The last entry lacks its padding, as in real kernels: ".altinstructions" of 12n - 1 bytes.
-    replacements = start + 12 * ALTERNATIVES - 1
-    rows_of = [
-        struct.pack("<IIBBBx", address, replacements + 3 * n, 26, 6, 3) for n, address in enumerate(alternatives)
-    ]
-    part(".altinstructions", b"".join(rows_of)[:-1])
+    missing = version < (2, 6, 36)
+    replacements = start + 12 * ALTERNATIVES - missing
+    form = "<IIHBB" if version >= (2, 6, 36) else "<IIBBBx"
+    rows_of = [struct.pack(form, address, replacements + 3 * n, 26, 6, 3) for n, address in enumerate(alternatives)]
+    part(".altinstructions", b"".join(rows_of)[: 12 * ALTERNATIVES - missing])
     for n, address in enumerate(alternatives):
         pointers += [(start + 12 * n, address), (start + 12 * n + 4, replacements + 3 * n)]
     part(".altinstr_replacement", WRMSR * ALTERNATIVES, 1)
